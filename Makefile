@@ -1,0 +1,69 @@
+# Thin over the command line: whatever a target does, `identity-service` does in a container too.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+
+help: ## Show the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: .venv/run.stamp ## Run the service (embedded Postgres unless DATABASE_URL is set)
+	@IDENTITY_MIGRATE_ON_START=$${IDENTITY_MIGRATE_ON_START:-on} exec $(BIN)/identity-service serve
+
+demo: .venv/run.stamp ## Sign up, log in, verify, refresh, log out, and see the token refused
+	@$(BIN)/python examples/demo.py
+
+test: .venv/dev.stamp ## Run the tests (they start their own Postgres)
+	@$(BIN)/pytest -q
+
+check: static coverage ## Everything a change must pass: lint, types, contracts, tests with coverage
+
+static: .venv/dev.stamp ## Lint, types and import contracts
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+
+coverage: .venv/dev.stamp ## Run the tests and hold the core at full branch coverage
+	@$(BIN)/pytest -q --cov --cov-report=
+	@$(BIN)/coverage report --fail-under=100 --include='identity_service/accounts/*,identity_service/sessions/*,identity_service/tokens/*,identity_service/signing/*,identity_service/revocation/*'
+
+migrate: .venv/run.stamp ## Bring the database schema up to date
+	@$(BIN)/identity-service migrate
+
+keys: .venv/run.stamp ## List the signing keys
+	@$(BIN)/identity-service keys list
+
+rotate-keys: .venv/run.stamp ## Rotate the signing keys (NOW=1 skips the wait)
+	@$(BIN)/identity-service keys rotate $(if $(NOW),--now)
+
+format: .venv/dev.stamp ## Format the code
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -q pyproject.toml
+
+lock: ## Pin the dependencies again (needs uv)
+	$(LOCK) --extra server --group build -o requirements/server.txt
+	$(LOCK) --extra server --group build --group embedded -o requirements/run.txt
+	$(LOCK) --extra server --group build --group embedded --group test --group lint -o requirements/dev.txt
+
+clean: ## Remove the environment and the local database; the keys stay
+	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "Cannot make a virtual environment (Debian: apt install python3-venv)"; exit 2; }
+
+.venv/run.stamp: requirements/run.txt pyproject.toml | .venv/bin/python
+	@echo "Installing what the service needs into .venv ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/run.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/dev.stamp: requirements/dev.txt .venv/run.stamp
+	@echo "Installing what the tests need into .venv ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.PHONY: help run demo test check static coverage migrate keys rotate-keys format lock clean

@@ -1,0 +1,142 @@
+"""What can go wrong, in the domain's own words.
+
+No HTTP and no SQL here: `web/problems.py` and `web/oauth.py` hold the tables that say what HTTP makes of each error,
+`cli` the table of exit codes. Every error carries two texts: one that a caller may read and one for the log only.
+"""
+
+from typing import ClassVar
+
+
+class IdentityError(Exception):
+    """Base of everything this service refuses on purpose.
+
+    Args:
+        text: what the caller is told; the class's own text when left out. Never repeats what the caller sent.
+        detail: what only the log says.
+    """
+
+    default_text: ClassVar[str] = "The request was refused."
+
+    def __init__(self, text: str = "", *, detail: str = "") -> None:
+        self.text = text or self.default_text
+        self.detail = detail
+        super().__init__(self.text)
+
+
+class ConfigurationError(IdentityError):
+    """A setting, a key file or the schema keeps the service from starting; the text names the cause and the fix."""
+
+    default_text = "The configuration is wrong."
+
+
+# Accounts
+
+
+class SignupClosed(IdentityError):
+    default_text = "This service does not accept new registrations."
+
+
+class UsernameTaken(IdentityError):
+    default_text = "This username is already taken."
+
+
+class UsernameRejected(IdentityError):
+    default_text = "This username cannot be used."
+
+
+class EmailRejected(IdentityError):
+    default_text = "This is not an e-mail address that can be used."
+
+
+class PasswordRejected(IdentityError):
+    """A new password breaks the policy; `reason` is stable and says which part of it."""
+
+    default_text = "This password cannot be used."
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class InvalidCredentials(IdentityError):
+    """Unknown user, wrong password, disabled account: one error, so that no answer tells them apart."""
+
+    default_text = "The username or the password is wrong."
+
+
+class CurrentPasswordWrong(IdentityError):
+    default_text = "The current password is wrong."
+
+
+class UserNotFound(IdentityError):
+    default_text = "There is no such user."
+
+
+# Tokens, sessions and clients
+
+
+class TokenRejected(IdentityError):
+    """A token is not one of ours, not of this kind, or no longer good; `reason` is stable."""
+
+    default_text = "The token is invalid, expired or revoked."
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail=detail or reason)
+        self.reason = reason
+
+
+class SessionEnded(IdentityError):
+    """The refresh token can no longer be used: expired, revoked, or its user is no longer welcome."""
+
+    default_text = "The session has ended; log in again."
+
+
+class RefreshTokenReused(SessionEnded):
+    """A spent refresh token came back: either it or its successor was stolen. The session has been ended."""
+
+
+class ClientRejected(IdentityError):
+    """Unknown client or wrong client credentials."""
+
+    default_text = "Client authentication failed."
+
+
+class GrantNotOffered(IdentityError):
+    default_text = "This grant type is not offered."
+
+
+class ScopeRejected(IdentityError):
+    default_text = "The requested scope is malformed or exceeds what was granted."
+
+
+# What we depend on
+
+
+class Unavailable(IdentityError):
+    """Something the service depends on is away for the moment; the same request may succeed later.
+
+    Args:
+        retry_after: seconds after which asking again makes sense.
+    """
+
+    default_text = "The service cannot answer this at the moment; try again shortly."
+
+    def __init__(self, text: str = "", *, detail: str = "", retry_after: int = 2) -> None:
+        super().__init__(text, detail=detail)
+        self.retry_after = retry_after
+
+
+class DatabaseUnavailable(Unavailable):
+    pass
+
+
+class KeysUnavailable(Unavailable):
+    pass
+
+
+class HashingOverloaded(Unavailable):
+    """More passwords wait to be hashed than can be answered in time."""
+
+
+class KeyNotFound(IdentityError):
+    default_text = "There is no key with this id."

@@ -1,0 +1,255 @@
+"""The settings of one installation: frozen, typed, and read from the environment here and nowhere else.
+
+Every variable is `IDENTITY_` plus the field's name in capitals. Any of them can be read from a file instead, by naming
+the file in the same variable with `_FILE` behind it. `DATABASE_URL` is accepted without the prefix.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from identity_service.errors import ConfigurationError
+
+PREFIX = "IDENTITY_"
+UNPREFIXED = {"database_url": "DATABASE_URL"}
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return timedelta(seconds=float(value))
+        except (ValueError, OverflowError):
+            raise ValueError("must be a number of seconds") from None
+    return value
+
+
+def _words(value: object) -> object:
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+Lifetime = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=timedelta(days=3650))]
+Window = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0), le=timedelta(days=365))]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Switch = Literal["on", "off"]
+
+
+class Settings(BaseModel):
+    """One installation's settings. Durations are given in seconds and held as timedeltas."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database_url: SecretStr | None = None
+    database_pool_size: Annotated[int, Field(ge=1, le=500)] = 20
+    embedded_dir: Path = Path(".local/postgres")
+    migrate_on_start: Literal["auto", "on", "off"] = "auto"
+
+    bind: str = "127.0.0.1:8000"
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    issuer_url: str = ""
+    allowed_origins: Words = ()
+    allowed_hosts: Words = ()
+    drain: Window = timedelta(0)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    keys_dir: Path = Path("keys")
+    keys_passphrase: SecretStr | None = None
+    key_publish_window: Window = timedelta(seconds=900)
+    key_rotation_period: Window = timedelta(days=90)
+
+    audience: Words = ("api",)
+    access_lifetime: Lifetime = timedelta(seconds=600)
+    refresh_lifetime: Lifetime = timedelta(days=14)
+    session_lifetime: Lifetime = timedelta(days=30)
+    refresh_retry_window: Window = timedelta(seconds=30)
+
+    signup: Literal["open", "closed"] = "open"
+    password_grant: Switch = "on"  # noqa: S105 - a switch, not a secret
+    password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
+    argon2_memory_kib: Annotated[int, Field(ge=8, le=4_194_304)] = 19456
+    argon2_time_cost: Annotated[int, Field(ge=1, le=100)] = 2
+    argon2_parallelism: Annotated[int, Field(ge=1, le=64)] = 1
+
+    @property
+    def host(self) -> str:
+        return self.bind.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.bind.rpartition(":")[2])
+
+    @property
+    def secure_cookies(self) -> bool:
+        return self.issuer_url.startswith("https://")
+
+    @field_validator("bind")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError("must be HOST:PORT with a port from 1 to 65535, such as 127.0.0.1:8000")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin == "*" or not _is_origin(origin):
+                raise ValueError("must list exact origins such as https://app.example.com, without path or wildcard")
+        return value
+
+    @field_validator("audience")
+    @classmethod
+    def _some_audience(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name at least one audience")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _issuer_from_bind(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The default issuer is this machine at the bound port; anything a browser or a service uses must be set."""
+        if data.get("issuer_url"):
+            return data
+        port = str(data.get("bind", cls.model_fields["bind"].default)).rpartition(":")[2]
+        return {**data, "issuer_url": f"http://localhost:{port}"}
+
+    @field_validator("issuer_url")
+    @classmethod
+    def _issuer(cls, value: str) -> str:
+        if not _is_origin(value):
+            raise ValueError(
+                "must be scheme, host and optional port, without path or trailing slash: https://id.example.com"
+            )
+        if value.startswith("http://") and not is_loopback(urlsplit(value).hostname or ""):
+            raise ValueError("must use https (plain http only on localhost)")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.argon2_memory_kib < 8 * self.argon2_parallelism:
+            raise ValueError(
+                "IDENTITY_ARGON2_MEMORY_KIB must be at least 8 times IDENTITY_ARGON2_PARALLELISM (RFC 9106 3.1)"
+            )
+        if self.refresh_retry_window >= self.session_lifetime:
+            raise ValueError("IDENTITY_REFRESH_RETRY_WINDOW must be shorter than IDENTITY_SESSION_LIFETIME")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_origin(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    shown = f"[{host}]" if ":" in host else host
+    rebuilt = f"{parts.scheme}://{shown}" + (f":{port}" if port is not None else "")
+    return parts.scheme in ("http", "https") and bool(host) and value == rebuilt and value.isascii()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings with where each came from (`default`, a variable's name, or a variable and its file) and warnings."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def load(environ: Mapping[str, str] | None = None) -> Loaded:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigurationError: naming the variable and the fix, in one line.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, str] = {}
+    origins = dict.fromkeys(Settings.model_fields, "default")
+    for field in Settings.model_fields:
+        found = [
+            (name, environ[name])
+            for base in _names(field)
+            for name in (base, f"{base}_FILE")
+            if environ.get(name, "").strip()
+        ]
+        if not found:
+            continue
+        if len({_read(name, value) for name, value in found}) > 1:
+            raise ConfigurationError(f"{found[0][0]} and {found[1][0]} are both set and differ; keep one of them.")
+        name, value = found[0]
+        values[field] = _read(name, value)
+        origins[field] = f"{name} ({value})" if name.endswith("_FILE") else name
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(_first_problem(error, origins)) from None
+    return Loaded(settings, origins, _unknown_variables(environ))
+
+
+def _names(field: str) -> tuple[str, ...]:
+    own = PREFIX + field.upper()
+    return (own, UNPREFIXED[field]) if field in UNPREFIXED else (own,)
+
+
+def _read(name: str, value: str) -> str:
+    if not name.endswith("_FILE"):
+        return value.strip()
+    try:
+        return Path(value).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{name} names a file that cannot be read: {value} ({type(error).__name__})."
+        ) from None
+
+
+def _first_problem(error: ValidationError, origins: Mapping[str, str]) -> str:
+    problem = error.errors(include_input=False, include_url=False)[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message + "."
+    field = str(problem["loc"][0])
+    name = origins[field] if origins[field] != "default" else PREFIX + field.upper()
+    return f"{name}: {message[0].lower()}{message[1:]}."
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
+    known = [name for field in Settings.model_fields for name in _names(field)]
+    known += [f"{name}_FILE" for name in known]
+    warnings = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            warnings.append(f"{name} is not a setting of this service and is ignored.{hint}")
+    return tuple(warnings)
+
+
+def secret(value: str) -> SecretStr:
+    """Wrap a secret that did not come from the environment."""
+    return SecretStr(value)
