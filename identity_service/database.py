@@ -1,0 +1,128 @@
+"""Connections to Postgres: the pool, units of work with their retries, and what counts as the database being away.
+
+SQL lives in the `store.py` of each domain package; the schema in `migrations/`.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias, TypeVar
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from identity_service.errors import DatabaseUnavailable
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+Record: TypeAlias = asyncpg.Record
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+T = TypeVar("T")
+
+SCHEMA_HEAD = "0001"
+"""The newest revision in `migrations/versions`. A test holds it equal, so that serving need not import alembic."""
+
+CONNECT_TIMEOUT = 5.0
+STATEMENT_TIMEOUT = 10.0
+ATTEMPTS = 4
+
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ReadOnlySQLTransactionError,
+    # The schema is not there yet, or not any more: a deploy is under way.
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+)
+_CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+
+
+def normalise_url(url: str) -> str:
+    """Accept the spellings that SQLAlchemy users have in their environment (`postgresql+asyncpg://`)."""
+    scheme, separator, rest = url.partition("://")
+    return scheme.partition("+")[0] + separator + rest
+
+
+class Database:
+    """A pool of connections to one Postgres.
+
+    `connection()` is for single statements, each its own transaction; `transact()` for several that belong together.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection.
+
+        Raises:
+            DatabaseUnavailable: Postgres cannot be reached, does not answer in time, or lacks the schema.
+        """
+        try:
+            async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                yield connection
+        except _AWAY as error:
+            raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+
+    async def transact(self, unit: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run `unit` in one transaction, again from the start when Postgres asks for it (40001, 40P01)."""
+        for attempt in range(ATTEMPTS):
+            try:
+                async with self.connection() as connection, connection.transaction():
+                    return await unit(connection)
+            except _CONFLICTS as error:
+                if attempt == ATTEMPTS - 1:
+                    raise DatabaseUnavailable(detail=f"still conflicting after {ATTEMPTS} attempts: {error}") from error
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    async def schema_revision(self) -> str | None:
+        """Return the migration the schema stands at, None when there is no schema."""
+        async with self.connection() as connection:
+            try:
+                revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+            except asyncpg.UndefinedTableError:
+                return None
+        return revision
+
+
+async def _keep_session(_: Connection) -> None:
+    """We leave no session state behind, so a released connection needs no RESET round trip."""
+
+
+@asynccontextmanager
+async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
+    """Open a pool for as long as the context lasts.
+
+    Args:
+        url: a libpq connection URL; several hosts with `target_session_attrs` follow a failover.
+        pool_size: most connections held at once.
+
+    Raises:
+        DatabaseUnavailable: the first connection failed.
+    """
+    try:
+        pool = await asyncpg.create_pool(
+            normalise_url(url),
+            min_size=min(2, pool_size),
+            max_size=pool_size,
+            max_inactive_connection_lifetime=300,
+            timeout=CONNECT_TIMEOUT,
+            command_timeout=STATEMENT_TIMEOUT,
+            reset=_keep_session,
+            server_settings={"application_name": "identity-service"},
+        )
+    except (*_AWAY, ValueError, asyncpg.PostgresError) as error:
+        raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+    try:
+        yield Database(pool)
+    finally:
+        try:
+            await pool.close()
+        finally:
+            pool.terminate()
