@@ -1,0 +1,69 @@
+"""The keyring as a running process holds it: re-read when the folder changes, kept when it cannot be read."""
+
+import logging
+from datetime import datetime, timedelta
+
+from identity_service.errors import ConfigurationError
+from identity_service.signing import jwks
+from identity_service.signing.key_files import KeyFolder
+from identity_service.signing.keyring import KeyState
+
+log = logging.getLogger(__name__)
+
+
+class LiveKeyring:
+    """Holds the ring in force. `current` is replaced whole, so a reader never sees half a change.
+
+    Args:
+        rotation_period: age at which the active key is rotated without anyone asking; zero leaves that to an operator.
+    """
+
+    def __init__(self, folder: KeyFolder, *, publish_window: timedelta, rotation_period: timedelta) -> None:
+        self.folder = folder
+        self.publish_window = publish_window
+        self.rotation_period = rotation_period
+        self._version = folder.version() if not folder.is_empty() else (0, 0)
+        self.current = folder.read()
+        self._document: tuple[tuple[str, ...], jwks.JwksDocument] | None = None
+
+    def jwks(self, now: datetime) -> jwks.JwksDocument:
+        """Return the JWKS at `now`, rendered anew only when the published keys or their order changed."""
+        kids = tuple(key.kid for key in self.current.published(now))
+        if self._document is None or self._document[0] != kids:
+            self._document = kids, jwks.document(self.current, now)
+        return self._document[1]
+
+    def tend(self, now: datetime) -> None:
+        """Take up a changed folder, rotate a key that is due, destroy private halves that are spent.
+
+        Blocks on files: call it in a thread. A folder that cannot be read or written is reported, and what is held
+        stays in force; tokens already issued must not fail because a disk did.
+        """
+        try:
+            version = self.folder.version()
+            if version != self._version:
+                self.current, self._version = self.folder.read(self.current), version
+                log.info("keyring.changed", extra={"kids": [key.kid for key in self.current.published(now)]})
+            if due_since := self._rotation_due_since(now):
+                # Asked for at the moment it came due: a replica that has rotated since then has done it for us.
+                self.current = self.folder.rotate(
+                    requested_at=due_since, now=now, publish_window=self.publish_window, at_once=False
+                )
+                log.info("keyring.rotation_scheduled", extra={"signs_from": self._scheduled_time(now)})
+            if self.folder.destroy_spent(self.current, now=now):
+                self.current = self.folder.read(self.current)
+        except (ConfigurationError, OSError) as error:
+            log.error("keyring.unreadable", extra={"detail": str(error)})  # noqa: TRY400 - the cause is in the text
+
+    def _rotation_due_since(self, now: datetime) -> datetime | None:
+        standby = self.current.standby(now)
+        if not self.rotation_period or (standby is not None and standby.signs_from is not None):
+            return None
+        active = (key for key in self.current.keys if self.current.status(key, now).state is KeyState.ACTIVE)
+        since = next((key.signs_from for key in active), None)
+        due = since and since + self.rotation_period
+        return due if due and due <= now else None
+
+    def _scheduled_time(self, now: datetime) -> str | None:
+        standby = self.current.standby(now)
+        return standby.signs_from.isoformat() if standby is not None and standby.signs_from is not None else None
