@@ -1,0 +1,31 @@
+"""The choke point through which everything is revoked."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from identity_service.database import Connection
+from identity_service.revocation import store
+from identity_service.signing.keyring import CLOCK_SKEW
+
+
+class Reason(StrEnum):
+    LOGOUT = "logout"
+    REVOKED = "revoked"  # the client asked at /revoke
+    REUSE = "reuse"  # a spent refresh token came back
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, not a secret
+    DISABLED = "disabled"
+    DELETED = "deleted"
+
+
+async def revoke(
+    db: Connection, token_ids: Sequence[str], *, reason: Reason, now: datetime, access_lifetime: timedelta
+) -> None:
+    """Record that tokens carrying one of these ids are no longer good.
+
+    A session id stands for every access token of the session: they all carry it as `sid`. A row is kept for as long as
+    a token it concerns could still be accepted somewhere.
+    """
+    await store.insert(
+        db, token_ids, reason=reason.value, revoked_at=now, expires_at=now + access_lifetime + CLOCK_SKEW
+    )

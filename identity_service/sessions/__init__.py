@@ -1,0 +1,46 @@
+"""Sessions: a login that lives. One row each, whose `generation` is advanced by every refresh.
+
+`lifecycle` starts and ends them, `rotation` refreshes them. Proving who logs in is the business of `accounts`, the
+bytes of refresh tokens that of `tokens`.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How long sessions live.
+
+    Args:
+        idle: longest pause between two refreshes.
+        absolute: end of the session after the login, whatever happens.
+        retry_window: how long the refresh token just spent is answered with its successor.
+        access: lifetime of access tokens, for which a revocation must be remembered.
+    """
+
+    idle: timedelta
+    absolute: timedelta
+    retry_window: timedelta
+    access: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session as it stands, with its user's roles. `rotated_at` is when the current refresh token was issued."""
+
+    id: UUID
+    user_id: UUID
+    client_id: str
+    scope: tuple[str, ...]
+    amr: tuple[str, ...]
+    authenticated_at: datetime
+    generation: int
+    rotated_at: datetime
+    expires_at: datetime
+    roles: tuple[str, ...]
+
+    def refresh_expires_at(self, limits: SessionLimits) -> datetime:
+        """When the current refresh token ends: idle, but never past the session."""
+        return min(self.rotated_at + limits.idle, self.expires_at)

@@ -1,0 +1,128 @@
+"""SQL of the sessions. The user's state is joined in, so that every refresh sees it in the same statement."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from identity_service.database import Connection, Record
+from identity_service.sessions import Session
+from identity_service.tokens.refresh import RefreshClaims
+
+_SESSION = """
+    s.id, s.user_id, s.client_id, s.scope, s.amr, s.authenticated_at, s.generation, s.rotated_at, s.expires_at, u.roles
+"""
+_LIVE = """
+        u.id = s.user_id AND s.revoked_at IS NULL AND s.expires_at > $4 AND s.rotated_at > $5
+    AND u.disabled_at IS NULL AND u.password_changed_at = s.password_changed_at
+"""
+
+# FOR SHARE waits for a password change or a disabling under way, then sees what it did.
+INSERT = """
+    WITH welcome AS (
+        SELECT id, roles, password_changed_at FROM users
+         WHERE id = $2 AND disabled_at IS NULL AND password_changed_at = $6
+           FOR SHARE
+    )
+    INSERT INTO sessions
+        (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at)
+    SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8 FROM welcome
+    RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
+              (SELECT roles FROM welcome) AS roles
+"""
+CLAIM_GENERATION = f"""
+    UPDATE sessions AS s SET generation = s.generation + 1, rotated_at = $4
+      FROM users AS u
+     WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND s.generation = $6
+       AND s.scope @> $7 AND {_LIVE}
+    RETURNING {_SESSION}
+"""
+FIND_LIVE = f"""
+    SELECT {_SESSION} FROM sessions AS s, users AS u
+     WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND {_LIVE}
+"""
+REVOKE = "UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id"
+REVOKE_ALL = """
+    UPDATE sessions SET revoked_at = $2
+     WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND ($3::uuid IS NULL OR id <> $3)
+    RETURNING id
+"""
+KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
+DELETE_EXPIRED = """
+    DELETE FROM sessions WHERE id IN (
+        SELECT id FROM sessions WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+"""
+
+
+async def insert(
+    db: Connection,
+    session_id: UUID,
+    user_id: UUID,
+    *,
+    client_id: str,
+    scope: Sequence[str],
+    amr: Sequence[str],
+    password_changed_at: datetime,
+    now: datetime,
+    expires_at: datetime,
+) -> Session | None:
+    """Insert a session unless its user is disabled or has another password by now."""
+    row = await db.fetchrow(
+        INSERT, session_id, user_id, client_id, list(scope), list(amr), password_changed_at, now, expires_at
+    )
+    return _session(row) if row is not None else None
+
+
+async def claim_generation(
+    db: Connection, presented: RefreshClaims, *, scope: Sequence[str], now: datetime, idle_since: datetime
+) -> Session | None:
+    """Advance the session if the presented generation is its current one, the scope within its own, and all is well."""
+    row = await db.fetchrow(
+        CLAIM_GENERATION,
+        presented.session_id,
+        presented.subject,
+        presented.client_id,
+        now,
+        idle_since,
+        presented.generation,
+        list(scope),
+    )
+    return _session(row) if row is not None else None
+
+
+async def find_live(db: Connection, presented: RefreshClaims, *, now: datetime, idle_since: datetime) -> Session | None:
+    """Return the session, whatever its generation, if all else is well with it."""
+    row = await db.fetchrow(FIND_LIVE, presented.session_id, presented.subject, presented.client_id, now, idle_since)
+    return _session(row) if row is not None else None
+
+
+async def revoke(db: Connection, session_id: UUID, *, now: datetime) -> list[UUID]:
+    return [row["id"] for row in await db.fetch(REVOKE, session_id, now)]
+
+
+async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: datetime) -> list[UUID]:
+    return [row["id"] for row in await db.fetch(REVOKE_ALL, user_id, now, keep)]
+
+
+async def keep_after_password_change(db: Connection, session_id: UUID, *, password_changed_at: datetime) -> None:
+    """Let the session that changed the password outlive the change."""
+    await db.execute(KEEP_AFTER_PASSWORD_CHANGE, session_id, password_changed_at)
+
+
+async def delete_expired(db: Connection, *, now: datetime, limit: int) -> int:
+    return int((await db.execute(DELETE_EXPIRED, now, limit)).rpartition(" ")[2])
+
+
+def _session(row: Record) -> Session:
+    return Session(
+        id=row["id"],
+        user_id=row["user_id"],
+        client_id=row["client_id"],
+        scope=tuple(row["scope"]),
+        amr=tuple(row["amr"]),
+        authenticated_at=row["authenticated_at"],
+        generation=row["generation"],
+        rotated_at=row["rotated_at"],
+        expires_at=row["expires_at"],
+        roles=tuple(row["roles"]),
+    )
