@@ -1,0 +1,31 @@
+"""Users: who they are, what their passwords must be, how they prove themselves, what their roles give.
+
+`registration` makes and changes accounts, `authentication` proves who asks, `passwords` holds the policy, `hashing` the
+threads that run Argon2id, `roles` the scopes. What lives on after a login is the business of `sessions`.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An account. It never carries the password's hash."""
+
+    id: UUID
+    username: str
+    email: str | None
+    email_verified: bool
+    roles: tuple[str, ...]
+    created_at: datetime
+    password_changed_at: datetime
+    disabled_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a login is checked against."""
+
+    user: User
+    password_hash: str

@@ -1,0 +1,174 @@
+"""Making and changing accounts. Proving who asks is next door in `authentication`."""
+
+import unicodedata
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from email_validator import EmailNotValidError, validate_email
+from precis_i18n import get_profile
+
+from identity_service.accounts import User, passwords, store
+from identity_service.accounts.hashing import PasswordHashing
+from identity_service.database import Connection
+from identity_service.errors import CurrentPasswordWrong, EmailRejected, UsernameRejected, UserNotFound
+from identity_service.revocation.revoking import Reason
+from identity_service.sessions import lifecycle
+from identity_service.sessions import store as sessions
+
+USERNAME_MAX_LENGTH = 254
+_profile = get_profile("UsernameCaseMapped")
+
+
+def normalise_username(unverified_username: str) -> str:
+    """Return the one spelling of a username under which an account is kept and found (RFC 8265 3.3).
+
+    Width and case are folded. A name that does not survive upper-casing and back (dotless i, sharp s, final sigma) is
+    refused: its twin could be somebody else's.
+
+    Raises:
+        UsernameRejected: characters that a username cannot have, or too long.
+    """
+    if len(unverified_username) > USERNAME_MAX_LENGTH:
+        raise UsernameRejected(f"The username must have at most {USERNAME_MAX_LENGTH} characters.")
+    try:
+        username: str = _profile.enforce(unverified_username)
+    except UnicodeError:
+        raise UsernameRejected(
+            "The username must consist of letters, digits and punctuation, without spaces."
+        ) from None
+    if unicodedata.normalize("NFC", username.upper().lower()) != username:
+        raise UsernameRejected("The username has a letter that can be mistaken for another when its case changes.")
+    return username
+
+
+def normalise_email(unverified_email: str) -> str:
+    """Return the address in NFC with a lower-case ASCII domain; nothing is trimmed or guessed.
+
+    Raises:
+        EmailRejected: not an address (RFC 5322 3.4.1, without comments and quoted local parts).
+    """
+    if unicodedata.normalize("NFKC", unverified_email).count("@") != 1:
+        raise EmailRejected
+    try:
+        address = validate_email(unverified_email, check_deliverability=False)
+    except EmailNotValidError:
+        raise EmailRejected from None
+    if address.ascii_domain is None:
+        raise EmailRejected
+    return f"{address.local_part}@{address.ascii_domain.lower()}"
+
+
+async def hash_new_password(
+    hashing: PasswordHashing, unverified_password: str, *, username: str, email: str | None, min_length: int
+) -> str:
+    """Return the hash of a password that someone wants to use from now on.
+
+    Raises:
+        PasswordRejected: it breaks the policy.
+        HashingOverloaded: too much to hash at once.
+    """
+    password = passwords.normalise(unverified_password)
+    passwords.check_length(password, min_length=min_length)
+    context = tuple(text for text in (username, email) if text)
+    return await hashing.hash(password, check=lambda: passwords.check_guessability(password, context=context))
+
+
+async def register(
+    db: Connection,
+    user_id: UUID,
+    *,
+    username: str,
+    password_hash: str,
+    email: str | None,
+    roles: Sequence[str],
+    now: datetime,
+) -> User:
+    """Make an account.
+
+    Args:
+        username, email: normalised.
+
+    Raises:
+        UsernameTaken: another account has this username.
+    """
+    return await store.insert(
+        db, user_id, username=username, password_hash=password_hash, email=email, roles=roles, now=now
+    )
+
+
+async def update(db: Connection, user: User, *, username: str, email: str | None) -> User:
+    """Change the username and the e-mail address; a new address is not verified yet.
+
+    Raises:
+        UsernameTaken: another account has this username.
+        UserNotFound: the account is gone.
+    """
+    updated = await store.update(db, user.id, username=username, email=email)
+    if updated is None:
+        raise UserNotFound
+    return updated
+
+
+async def change_password(
+    db: Connection,
+    user_id: UUID,
+    *,
+    password_hash: str,
+    proved_at: datetime,
+    keep_session: UUID,
+    now: datetime,
+    access_lifetime: timedelta,
+) -> None:
+    """Set another password and end all sessions but one. Call within a transaction.
+
+    Args:
+        proved_at: when the password that the caller has just proved was set; another change since then wins.
+
+    Raises:
+        CurrentPasswordWrong: the account is gone, disabled, or got another password in the meantime.
+    """
+    if not await store.update_password(db, user_id, password_hash=password_hash, proved_at=proved_at, now=now):
+        raise CurrentPasswordWrong(detail="overtaken by another change")
+    await lifecycle.end_all(
+        db, user_id, keep=keep_session, reason=Reason.PASSWORD_CHANGED, now=now, access_lifetime=access_lifetime
+    )
+    await sessions.keep_after_password_change(db, keep_session, password_changed_at=now)
+
+
+async def disable(db: Connection, username: str, *, now: datetime, access_lifetime: timedelta) -> User:
+    """Shut an account and end its sessions. Call within a transaction.
+
+    Raises:
+        UserNotFound: no account has this username.
+    """
+    user = await store.set_disabled(db, username, disabled_at=now)
+    if user is None:
+        raise UserNotFound
+    await lifecycle.end_all(db, user.id, reason=Reason.DISABLED, now=now, access_lifetime=access_lifetime)
+    return user
+
+
+async def enable(db: Connection, username: str) -> User:
+    """Open an account again; its old sessions stay ended.
+
+    Raises:
+        UserNotFound: no account has this username.
+    """
+    user = await store.set_disabled(db, username, disabled_at=None)
+    if user is None:
+        raise UserNotFound
+    return user
+
+
+async def delete(db: Connection, user_id: UUID, *, now: datetime, access_lifetime: timedelta) -> None:
+    """Delete an account with its sessions; its tokens are revoked. Call within a transaction.
+
+    Raises:
+        UserNotFound: the account is gone already.
+    """
+    # The user's row is locked first, as in every change that ends sessions: no two of them can wait for each other.
+    if not await store.lock(db, user_id):
+        raise UserNotFound
+    await lifecycle.end_all(db, user_id, reason=Reason.DELETED, now=now, access_lifetime=access_lifetime)
+    await store.delete(db, user_id)
