@@ -1,0 +1,166 @@
+"""The one place where the parts meet: `create_app` wires them, `from_environment` does so for a worker process."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from types import FrameType
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+
+from identity_service import logs
+from identity_service import settings as configuration
+from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.database import open_database
+from identity_service.errors import DatabaseUnavailable
+from identity_service.runtime import Runtime
+from identity_service.sessions import lifecycle
+from identity_service.settings import Settings
+from identity_service.signing.key_files import KeyFolder
+from identity_service.signing.keyring import TokenLifetimes
+from identity_service.signing.live import LiveKeyring
+from identity_service.web import accounts, docs, health, login, metadata, problems, revocation, token
+from identity_service.web.middleware import Edge, EdgePolicy
+
+log = logging.getLogger(__name__)
+
+KEYRING_POLL_SECONDS = 2.0
+PRUNE_SECONDS = 60.0
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datetime] = utc_now) -> FastAPI:
+    """Wire a service.
+
+    Args:
+        settings: must have a `database_url`.
+        now: the clock of everything below.
+    """
+    cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        assert settings.database_url is not None, "the caller names a database"
+        passwords = PasswordHashing(cost, threads=max(1, (os.cpu_count() or 1) // settings.workers))
+        url = settings.database_url.get_secret_value()
+        try:
+            async with open_database(url, pool_size=settings.database_pool_size) as database:
+                runtime = Runtime(settings, database, keys, passwords, now)
+                app.state.runtime = runtime
+                _drain_before_stopping(app, settings.drain.total_seconds())
+                tending = _repeating(KEYRING_POLL_SECONDS, lambda: _tend_keys(runtime))
+                pruning = _repeating(PRUNE_SECONDS, lambda: _prune(runtime))
+                async with tending, pruning:
+                    yield
+        finally:
+            passwords.close()
+
+    app = FastAPI(
+        title="Identity service",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.draining = False
+    for part in (token, revocation, login, accounts, metadata, health, docs):
+        app.include_router(part.router)
+    problems.install(app)
+    app.add_middleware(Edge, policy=_edge_policy(settings))
+    return app
+
+
+def from_environment() -> FastAPI:
+    """Wire a service for a worker process, which gets nothing but the environment."""
+    settings = configuration.load().settings
+    logs.configure(settings.log_level)
+    return create_app(settings, open_keys(settings))
+
+
+def key_folder(settings: Settings) -> KeyFolder:
+    passphrase = settings.keys_passphrase
+    return KeyFolder(
+        settings.keys_dir,
+        TokenLifetimes(access=settings.access_lifetime, refresh=settings.refresh_lifetime),
+        passphrase.get_secret_value().encode() if passphrase is not None else None,
+    )
+
+
+def open_keys(settings: Settings) -> LiveKeyring:
+    """Read the keyring.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be used.
+    """
+    return LiveKeyring(
+        key_folder(settings),
+        publish_window=settings.key_publish_window,
+        rotation_period=settings.key_rotation_period,
+    )
+
+
+def _edge_policy(settings: Settings) -> EdgePolicy:
+    own = urlsplit(settings.issuer_url).hostname or ""
+    bound = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - compared, not bound
+    hosts = frozenset((own, *_LOOPBACK_HOSTS, *bound, *settings.allowed_hosts))
+    return EdgePolicy(
+        hosts=hosts,
+        origins=frozenset((settings.issuer_url, *settings.allowed_origins)),
+        strict_transport=settings.secure_cookies,
+    )
+
+
+@asynccontextmanager
+async def _repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Do some housekeeping again and again for as long as the context lasts."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except Exception:
+                # Housekeeping outlives whatever it stumbles over.
+                log.exception("housekeeping.failed")
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _tend_keys(runtime: Runtime) -> None:
+    await asyncio.to_thread(runtime.keys.tend, runtime.now())
+
+
+async def _prune(runtime: Runtime) -> None:
+    with suppress(DatabaseUnavailable):
+        async with runtime.database.connection() as db:
+            await lifecycle.prune(db, now=runtime.now())
+
+
+def _drain_before_stopping(app: FastAPI, seconds: float) -> None:
+    """Turn `/readyz` first and let uvicorn stop `seconds` later: it closes its listener at once."""
+    if not seconds:
+        return
+    loop = asyncio.get_running_loop()
+    stop = signal.getsignal(signal.SIGTERM)
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        app.state.draining = True
+        if callable(stop):
+            loop.call_soon_threadsafe(loop.call_later, seconds, stop, number, frame)
+
+    signal.signal(signal.SIGTERM, drain)

@@ -1,0 +1,128 @@
+"""One function per grant: it proves what the grant asks for, then issues the tokens.
+
+What every grant needs done before (strict form, client authentication) is done once by the caller, in `web/token.py` or
+`web/login.py`. The signing key is asked for first: without one, nothing is spent and nothing begun.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from identity_service.accounts import authentication, roles
+from identity_service.accounts import store as accounts
+from identity_service.clients import Client
+from identity_service.errors import SessionEnded, TokenRejected
+from identity_service.identifiers import token_id, uuid7
+from identity_service.runtime import Runtime
+from identity_service.sessions import Session, lifecycle, rotation
+from identity_service.signing.keyring import Key
+from identity_service.tokens import access, refresh
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedTokens:
+    """An access token and the refresh token beside it; lifetimes in whole seconds from now."""
+
+    access_token: str
+    expires_in: int
+    scope: tuple[str, ...]
+    refresh_token: str
+    refresh_token_expires_in: int
+
+
+async def password(runtime: Runtime, client: Client, *, username: str, password: str, scope: str) -> IssuedTokens:
+    """Log a user in (RFC 6749 4.3).
+
+    Raises:
+        InvalidCredentials: whatever the reason.
+        ScopeRejected: the scope is malformed.
+        HashingOverloaded: too many logins at once.
+    """
+    requested = roles.parse_scope(scope)
+    key = runtime.keys.current.signer(runtime.now())
+    async with runtime.database.connection() as db:
+        credentials = await authentication.find_credentials(db, username)
+    verdict = await authentication.prove(credentials, password, runtime.passwords)
+    assert credentials is not None, "an unknown user is never proved"
+    user, now = credentials.user, runtime.now()
+    async with runtime.database.connection() as db:
+        if verdict.replacement is not None:
+            await accounts.update_hash(db, user.id, old=credentials.password_hash, new=verdict.replacement)
+        session = await lifecycle.start(
+            db,
+            uuid7(now),
+            user.id,
+            client_id=client.client_id,
+            scope=roles.granted(requested, user.roles),
+            amr=("pwd",),
+            password_changed_at=user.password_changed_at,
+            now=now,
+            limits=runtime.session_limits,
+        )
+    return _issue(runtime, key, session, scope=session.scope, now=now)
+
+
+async def refresh_token(runtime: Runtime, client: Client, *, unverified_token: str, scope: str) -> IssuedTokens:
+    """Go on with a session (RFC 6749 6). The scope may be narrowed for the access token, never widened.
+
+    Raises:
+        SessionEnded: the token is not one of this client's, or its session is over.
+        RefreshTokenReused: the token had been spent before; its session has been ended.
+        ScopeRejected: the scope is malformed, or holds more than the login was granted.
+    """
+    requested = roles.parse_scope(scope)
+    now = runtime.now()
+    try:
+        presented = refresh.read(unverified_token, runtime.keys.current, issuer=runtime.settings.issuer_url, now=now)
+    except TokenRejected as error:
+        raise SessionEnded(detail=error.detail) from None
+    if presented.client_id != client.client_id:
+        raise SessionEnded(detail="issued to another client")
+    key = runtime.keys.current.signer(now)
+    async with runtime.database.connection() as db:
+        session = await rotation.rotate(db, presented, scope=requested, now=now, limits=runtime.session_limits)
+    return _issue(runtime, key, session, scope=requested or session.scope, now=now)
+
+
+def _issue(runtime: Runtime, key: Key, session: Session, *, scope: Sequence[str], now: datetime) -> IssuedTokens:
+    """Sign the two tokens of a session. A role lost since the login takes its scopes along."""
+    settings = runtime.settings
+    scope = roles.granted(scope, session.roles)
+    expires_at = min(now + settings.access_lifetime, session.expires_at)
+    refresh_expires_at = session.refresh_expires_at(runtime.session_limits)
+    access_token = access.mint(
+        key,
+        access.AccessClaims(
+            issuer=settings.issuer_url,
+            subject=session.user_id,
+            audience=tuple(dict.fromkeys((*settings.audience, settings.issuer_url))),
+            client_id=session.client_id,
+            session_id=session.id,
+            token_id=token_id(),
+            issued_at=now,
+            expires_at=expires_at,
+            authenticated_at=session.authenticated_at,
+            amr=session.amr,
+            scope=tuple(scope),
+            roles=session.roles,
+        ),
+    )
+    refresh_token = refresh.mint(
+        key,
+        refresh.RefreshClaims(
+            issuer=settings.issuer_url,
+            subject=session.user_id,
+            client_id=session.client_id,
+            session_id=session.id,
+            generation=session.generation,
+            issued_at=session.rotated_at,
+            expires_at=refresh_expires_at,
+        ),
+    )
+    return IssuedTokens(
+        access_token=access_token,
+        expires_in=int((expires_at - now).total_seconds()),
+        scope=tuple(scope),
+        refresh_token=refresh_token,
+        refresh_token_expires_in=int((refresh_expires_at - now).total_seconds()),
+    )

@@ -1,0 +1,31 @@
+"""What a running service holds, handed to every request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from identity_service.accounts.hashing import PasswordHashing
+from identity_service.database import Database
+from identity_service.sessions import SessionLimits
+from identity_service.settings import Settings
+from identity_service.signing.live import LiveKeyring
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The parts of a running service. `now` is the only clock that anything below asks for the time."""
+
+    settings: Settings
+    database: Database
+    keys: LiveKeyring
+    passwords: PasswordHashing
+    now: Callable[[], datetime]
+
+    @property
+    def session_limits(self) -> SessionLimits:
+        return SessionLimits(
+            idle=self.settings.refresh_lifetime,
+            absolute=self.settings.session_lifetime,
+            retry_window=self.settings.refresh_retry_window,
+            access=self.settings.access_lifetime,
+        )

@@ -1,0 +1,157 @@
+"""A person's own account: sign up, look, change, delete."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from identity_service.accounts import User, authentication, registration, store
+from identity_service.errors import CurrentPasswordWrong, InvalidCredentials, SignupClosed
+from identity_service.identifiers import uuid7
+from identity_service.runtime import Runtime
+from identity_service.web.dependencies import Caller, SignedIn, public, runtime_of
+from identity_service.web.strict_json import StrictRoute
+
+router = APIRouter(route_class=StrictRoute, tags=["Account"])
+
+Username = Annotated[str, Field(min_length=1, max_length=1024, examples=["alice"])]
+Password = Annotated[str, Field(max_length=4096, examples=["correct horse battery staple"])]
+Email = Annotated[str, Field(max_length=320, examples=["alice@example.com"])]
+
+
+class NewUser(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    username: Username
+    password: Password
+    email: Email | None = None
+
+
+class AccountChange(BaseModel):
+    """What is left out stays as it is; an e-mail address of null is removed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    username: Username = ""
+    email: Email | None = None
+
+
+class PasswordChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    current_password: Password
+    new_password: Password
+
+
+class Deletion(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    current_password: Password
+
+
+class UserAnswer(BaseModel):
+    id: UUID
+    username: str
+    email: str | None
+    email_verified: bool
+    roles: tuple[str, ...]
+    created_at: datetime
+    password_changed_at: datetime
+
+    @classmethod
+    def of(cls, user: User) -> "UserAnswer":
+        return cls(
+            id=user.id,
+            username=user.username,
+            email=user.email,
+            email_verified=user.email_verified,
+            roles=user.roles,
+            created_at=user.created_at,
+            password_changed_at=user.password_changed_at,
+        )
+
+
+@router.post("/users", status_code=201)
+@public
+async def sign_up(request: Request, response: Response, body: NewUser) -> UserAnswer:
+    """Make an account, while the installation accepts registrations."""
+    runtime = runtime_of(request)
+    if runtime.settings.signup == "closed":
+        raise SignupClosed
+    username = registration.normalise_username(body.username)
+    email = registration.normalise_email(body.email) if body.email is not None else None
+    password_hash = await _hash_new(runtime, body.password, username=username, email=email)
+    now = runtime.now()
+    async with runtime.database.connection() as db:
+        user = await registration.register(
+            db, uuid7(now), username=username, password_hash=password_hash, email=email, roles=(), now=now
+        )
+    response.headers["Location"] = "/users/me"
+    return UserAnswer.of(user)
+
+
+@router.get("/users/me")
+async def show_me(caller: SignedIn) -> UserAnswer:
+    """The caller's account."""
+    return UserAnswer.of(caller.user)
+
+
+@router.patch("/users/me")
+async def change_me(request: Request, caller: SignedIn, body: AccountChange) -> UserAnswer:
+    """Change the username or the e-mail address. Roles and the like cannot be reached from here."""
+    user = caller.user
+    given = body.model_fields_set
+    username = registration.normalise_username(body.username) if "username" in given else user.username
+    email = user.email
+    if "email" in given:
+        email = registration.normalise_email(body.email) if body.email is not None else None
+    async with runtime_of(request).database.connection() as db:
+        return UserAnswer.of(await registration.update(db, user, username=username, email=email))
+
+
+@router.put("/users/me/password", status_code=204)
+async def change_password(request: Request, caller: SignedIn, body: PasswordChange) -> None:
+    """Set another password. All other sessions end; this one goes on."""
+    runtime, user = runtime_of(request), caller.user
+    await _prove_again(runtime, caller, body.current_password)
+    password_hash = await _hash_new(runtime, body.new_password, username=user.username, email=user.email)
+    await runtime.database.transact(
+        lambda db: registration.change_password(
+            db,
+            user.id,
+            password_hash=password_hash,
+            proved_at=user.password_changed_at,
+            keep_session=caller.claims.session_id,
+            now=runtime.now(),
+            access_lifetime=runtime.settings.access_lifetime,
+        )
+    )
+
+
+@router.delete("/users/me", status_code=204)
+async def delete_me(request: Request, caller: SignedIn, body: Deletion) -> None:
+    """Delete the account. Its sessions end and its tokens are revoked."""
+    runtime = runtime_of(request)
+    await _prove_again(runtime, caller, body.current_password)
+    await runtime.database.transact(
+        lambda db: registration.delete(
+            db, caller.user.id, now=runtime.now(), access_lifetime=runtime.settings.access_lifetime
+        )
+    )
+
+
+async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
+    async with runtime.database.connection() as db:
+        credentials = await store.find_credentials(db, caller.user.username)
+    try:
+        await authentication.prove(credentials, password, runtime.passwords)
+    except InvalidCredentials as error:
+        raise CurrentPasswordWrong(detail=error.detail) from None
+
+
+async def _hash_new(runtime: Runtime, password: str, *, username: str, email: str | None) -> str:
+    return await registration.hash_new_password(
+        runtime.passwords, password, username=username, email=email, min_length=runtime.settings.password_min_length
+    )

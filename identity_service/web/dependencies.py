@@ -1,0 +1,86 @@
+"""What routes depend on: the runtime, and who is asking. A route shows its protection by `public` or `Caller`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.security import OAuth2PasswordBearer
+
+from identity_service.accounts import User, authentication
+from identity_service.errors import TokenRejected
+from identity_service.runtime import Runtime
+from identity_service.tokens import access
+from identity_service.tokens.access import AccessClaims
+from identity_service.web.problems import BadRequest
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
+PUBLIC = "identity_public"
+
+
+def public(endpoint: Endpoint) -> Endpoint:
+    """Mark a route that anyone may call. A test fails on routes that have neither this mark nor a guard."""
+    setattr(endpoint, PUBLIC, True)
+    return endpoint
+
+
+def runtime_of(request: Request) -> Runtime:
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking: the account as it stands now, and what the presented access token claims."""
+
+    user: User
+    claims: AccessClaims
+
+
+# Only declares the scheme for OpenAPI, so that Swagger UI's Authorize button logs in; reading it is done below.
+_declared = OAuth2PasswordBearer(
+    tokenUrl="token", scopes={"identity:admin": "Administer this service"}, auto_error=False
+)
+
+
+async def signed_in(request: Request, _declared_token: Annotated[str | None, Depends(_declared)]) -> Caller:
+    """Let in whoever presents an access token for this service, of a session that lives at this moment.
+
+    Raises:
+        BadRequest: 401 with a bare challenge, or 400 for two credentials (RFC 6750 3.1).
+        TokenRejected: not valid, or revoked.
+    """
+    runtime = runtime_of(request)
+    claims = access.read(
+        bearer_token(request), runtime.keys.current, issuer=runtime.settings.issuer_url, now=runtime.now()
+    )
+    async with runtime.database.connection() as db:
+        user = await authentication.find_caller(db, claims)
+    return Caller(user, claims)
+
+
+SignedIn = Annotated[Caller, Depends(signed_in)]
+
+
+def bearer_token(request: Request) -> str:
+    """Return the token of the Authorization header; tokens anywhere else are not looked at (RFC 6750 2.1)."""
+    values = request.headers.getlist("authorization")
+    if len(values) > 1:
+        raise BadRequest(
+            400,
+            "invalid_request",
+            "More than one Authorization header.",
+            {"WWW-Authenticate": 'Bearer realm="identity", error="invalid_request"'},
+        )
+    scheme, _, token = (values[0] if values else "").partition(" ")
+    token = token.strip(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise BadRequest(
+            401,
+            "authentication_required",
+            "Present an access token as a bearer token.",
+            {"WWW-Authenticate": 'Bearer realm="identity"'},
+        )
+    if not token.isascii():
+        raise TokenRejected("malformed")
+    return token

@@ -1,0 +1,71 @@
+"""What everyone may know: the JWKS, the server's metadata (RFC 8414), and the page at the root."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from identity_service.accounts import roles
+from identity_service.signing.keyring import JWKS_MAX_AGE
+from identity_service.web.dependencies import public, runtime_of
+from identity_service.web.token import offered_grants
+
+router = APIRouter(tags=["Metadata"])
+
+_MAX_AGE = int(JWKS_MAX_AGE.total_seconds())
+_JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-if-error=86400"
+_FOR_EVERYONE = {"Access-Control-Allow-Origin": "*"}
+
+
+@router.api_route("/.well-known/jwks.json", methods=["GET", "HEAD"])
+@public
+async def jwks(request: Request) -> Response:
+    """The public keys that verify our tokens (RFC 7517), the signing one first."""
+    runtime = runtime_of(request)
+    document = runtime.keys.jwks(runtime.now())
+    headers = {"Cache-Control": _JWKS_CACHING, "ETag": document.etag, **_FOR_EVERYONE}
+    if _matches(request.headers.get("if-none-match"), document.etag):
+        return Response(status_code=304, headers=headers)
+    return Response(document.body, headers=headers, media_type="application/json")
+
+
+@router.api_route("/.well-known/oauth-authorization-server", methods=["GET", "HEAD"])
+@public
+async def authorization_server(request: Request) -> JSONResponse:
+    """What this server offers and where (RFC 8414)."""
+    runtime = runtime_of(request)
+    issuer = runtime.settings.issuer_url
+    body: dict[str, Any] = {
+        "issuer": issuer,
+        "token_endpoint": f"{issuer}/token",
+        "jwks_uri": f"{issuer}/.well-known/jwks.json",
+        "revocation_endpoint": f"{issuer}/revoke",
+        "grant_types_supported": list(offered_grants(runtime)),
+        "response_types_supported": [],
+        "scopes_supported": sorted({scope for scopes in roles.SCOPES.values() for scope in scopes}),
+        "token_endpoint_auth_methods_supported": ["none"],
+        "revocation_endpoint_auth_methods_supported": ["none"],
+        "service_documentation": f"{issuer}/docs",
+    }
+    return JSONResponse(body, headers={"Cache-Control": f"public, max-age={_MAX_AGE}", **_FOR_EVERYONE})
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+@public
+async def root(request: Request) -> dict[str, str]:
+    """Where to go from here."""
+    issuer = runtime_of(request).settings.issuer_url
+    return {
+        "issuer": issuer,
+        "jwks_uri": f"{issuer}/.well-known/jwks.json",
+        "metadata": f"{issuer}/.well-known/oauth-authorization-server",
+        "docs": f"{issuer}/docs",
+    }
+
+
+def _matches(if_none_match: str | None, etag: str) -> bool:
+    """Compare validators as RFC 9110 13.1.2 says: any of the list, weakly."""
+    if if_none_match is None:
+        return False
+    given = [value.strip().removeprefix("W/") for value in if_none_match.split(",")]
+    return etag in given or given == ["*"]

@@ -1,0 +1,164 @@
+"""What the OAuth endpoints share: the strict form, how a client identifies itself, and RFC 6749's errors."""
+
+import re
+from base64 import b64decode
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote_plus
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+from identity_service import clients, errors
+from identity_service.clients import Client
+from identity_service.errors import IdentityError
+from identity_service.web.problems import note
+
+NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+
+ERRORS: dict[type[IdentityError], str] = {
+    errors.InvalidCredentials: "invalid_grant",
+    errors.SessionEnded: "invalid_grant",
+    errors.RefreshTokenReused: "invalid_grant",
+    errors.ClientRejected: "invalid_client",
+    errors.GrantNotOffered: "unsupported_grant_type",
+    errors.ScopeRejected: "invalid_scope",
+    errors.Unavailable: "temporarily_unavailable",
+    errors.DatabaseUnavailable: "temporarily_unavailable",
+    errors.KeysUnavailable: "temporarily_unavailable",
+    errors.HashingOverloaded: "temporarily_unavailable",
+}
+"""The `error` of RFC 6749 5.2 for everything that a grant can raise."""
+
+_FORM = re.compile(r"application/x-www-form-urlencoded(\s*;\s*charset=\"?utf-8\"?)?\s*", re.IGNORECASE | re.ASCII)
+_MOST_PARAMETERS = 32
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class InvalidRequest(Exception):
+    """`invalid_request` of RFC 6749 5.2; the description never repeats what was sent."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description)
+        self.description = description
+
+
+class OAuthRoute(APIRoute):
+    """A route whose refusals are RFC 6749 errors instead of problem documents."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_oauth(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except InvalidRequest as error:
+                return _error(400, "invalid_request", error.description)
+            except IdentityError as error:
+                return _refused(request, error)
+
+        return handle_oauth
+
+
+async def read_form(request: Request) -> Mapping[str, str]:
+    """Return the body's parameters; an empty value counts as absent (RFC 6749 3.2).
+
+    Raises:
+        InvalidRequest: not a form, not UTF-8, control characters, or a parameter given twice.
+    """
+    if not _FORM.fullmatch(request.headers.get("content-type", "")):
+        raise InvalidRequest("Send the parameters as application/x-www-form-urlencoded.")
+    if "client_secret" in request.query_params:
+        raise InvalidRequest("A secret must not be sent in the URL.")
+    try:
+        pairs = parse_qsl(
+            (await request.body()).decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=_MOST_PARAMETERS,
+        )
+    except ValueError:
+        raise InvalidRequest("The body is not a form in UTF-8.") from None
+    form = dict(pairs)
+    if len(form) != len(pairs):
+        raise InvalidRequest("A parameter was given more than once.")
+    if any(_CONTROLS.search(text) for pair in pairs for text in pair):
+        raise InvalidRequest("Parameters must not contain control characters.")
+    return {name: value for name, value in form.items() if value}
+
+
+def require(form: Mapping[str, str], name: str) -> str:
+    """Return a parameter that must be there.
+
+    Raises:
+        InvalidRequest: it is missing.
+    """
+    if name not in form:
+        raise InvalidRequest(f"The parameter {name} is missing.")
+    return form[name]
+
+
+def identify_client(request: Request, form: Mapping[str, str]) -> Client:
+    """Return the client that asks, by Basic (RFC 6749 2.3.1), by form parameters, or the first-party client.
+
+    Raises:
+        InvalidRequest: two methods at once.
+        ClientRejected: unknown, or not proved.
+    """
+    credentials = _basic(request)
+    if credentials is None:
+        return clients.identify(form.get("client_id", ""), presented_secret=form.get("client_secret", ""))
+    client_id, secret = credentials
+    if "client_secret" in form or form.get("client_id", client_id) != client_id:
+        raise InvalidRequest("Identify the client by one method only.")
+    return clients.identify(client_id, presented_secret=secret)
+
+
+def _basic(request: Request) -> tuple[str, str] | None:
+    """Return the id and secret of Basic credentials, None without any.
+
+    Empty id and secret, which Swagger UI sends when nothing was filled in, count as absent.
+    """
+    values = request.headers.getlist("authorization")
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InvalidRequest("Identify the client by one method only.")
+    scheme, _, encoded = values[0].partition(" ")
+    try:
+        decoded = b64decode(encoded.strip(" "), validate=True).decode() if scheme.lower() == "basic" else ""
+        client_id, colon, secret = decoded.partition(":")
+        client_id, secret = unquote_plus(client_id, errors="strict"), unquote_plus(secret, errors="strict")
+    except ValueError:
+        colon = ""
+    if not colon:
+        raise errors.ClientRejected(detail="malformed Basic credentials")
+    return (client_id, secret) if client_id or secret else None
+
+
+def _refused(request: Request, error: IdentityError) -> JSONResponse:
+    note(request, error)
+    code = ERRORS[type(error)]
+    headers = {}
+    status = 400
+    if isinstance(error, errors.Unavailable):
+        status = 503
+        headers["Retry-After"] = str(error.retry_after)
+    elif isinstance(error, errors.ClientRejected):
+        status = 401
+        if "authorization" in request.headers:
+            headers["WWW-Authenticate"] = 'Basic realm="identity", charset="UTF-8"'
+    return _error(status, code, error.text, headers)
+
+
+def _error(status: int, code: str, description: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": code, "error_description": description}, status, {**NO_STORE, **(headers or {})})
+
+
+def form_schema(*parameters: str) -> dict[str, Any]:
+    """Describe a form to OpenAPI; the route reads it by itself, since `Form()` takes the last of repeated values."""
+    names = (*parameters, "client_id", "client_secret")
+    properties = {name: {"type": "string"} for name in names}
+    schema = {"type": "object", "required": [parameters[0]], "properties": properties}
+    return {"requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": schema}}}}

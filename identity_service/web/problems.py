@@ -1,0 +1,117 @@
+"""What HTTP makes of our errors: the one table, and the problem documents (RFC 9457) that carry it."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from identity_service import errors
+from identity_service.errors import IdentityError
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: dict[type[IdentityError], tuple[int, str]] = {
+    errors.SignupClosed: (403, "signup_closed"),
+    errors.UsernameTaken: (409, "username_taken"),
+    errors.UsernameRejected: (422, "username_rejected"),
+    errors.EmailRejected: (422, "email_rejected"),
+    errors.PasswordRejected: (422, "password_rejected"),
+    errors.InvalidCredentials: (401, "invalid_credentials"),
+    errors.CurrentPasswordWrong: (403, "current_password_wrong"),
+    errors.UserNotFound: (404, "user_not_found"),
+    errors.TokenRejected: (401, "invalid_token"),
+    errors.SessionEnded: (401, "session_ended"),
+    errors.RefreshTokenReused: (401, "session_ended"),
+    errors.ClientRejected: (401, "invalid_client"),
+    errors.GrantNotOffered: (400, "unsupported_grant_type"),
+    errors.ScopeRejected: (400, "invalid_scope"),
+    errors.Unavailable: (503, "temporarily_unavailable"),
+    errors.DatabaseUnavailable: (503, "temporarily_unavailable"),
+    errors.KeysUnavailable: (503, "temporarily_unavailable"),
+    errors.HashingOverloaded: (503, "temporarily_unavailable"),
+    errors.KeyNotFound: (404, "key_not_found"),
+    errors.ConfigurationError: (503, "temporarily_unavailable"),
+    errors.IdentityError: (400, "refused"),
+}
+
+_HTTP = {
+    404: ("not_found", "There is nothing at this path."),
+    405: ("method_not_allowed", "This path does not answer that method; see the Allow header."),
+}
+
+
+class BadRequest(HTTPException):
+    """What a client got wrong in the HTTP itself, before any rule was asked."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, detail, headers)
+        self.code = code
+
+
+def problem(
+    request: Request, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """Render a problem document. `code` is stable; programs should look at nothing else."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    request_id = request.scope.get("identity.request_id")
+    return JSONResponse(
+        body | {"request_id": request_id} | more,
+        status,
+        {"Cache-Control": "no-store", **(headers or {})},
+        MEDIA_TYPE,
+    )
+
+
+def note(request: Request, error: IdentityError) -> None:
+    """Leave what only the log says for the line that `middleware` writes about this request."""
+    request.scope["identity.error"] = type(error).__name__
+    request.scope["identity.detail"] = error.detail
+
+
+def install(app: FastAPI) -> None:
+    """Render everything that routes raise as a problem document."""
+    app.add_exception_handler(IdentityError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, IdentityError)
+    note(request, error)
+    status, code = STATUS[type(error)]
+    headers = {}
+    more = {}
+    if isinstance(error, errors.Unavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.TokenRejected):
+        headers["WWW-Authenticate"] = (
+            f'Bearer realm="identity", error="invalid_token", error_description="{error.text}"'
+        )
+    if isinstance(error, errors.PasswordRejected):
+        more["reason"] = error.reason
+    return problem(request, status, code, error.text, headers=headers, **more)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """Say where the input is wrong, never what it was: FastAPI's own answer repeats passwords."""
+    assert isinstance(error, RequestValidationError)
+    found = [
+        {"pointer": "/" + "/".join(str(part) for part in entry["loc"][1:]), "detail": entry["msg"]}
+        for entry in error.errors()
+    ]
+    return problem(
+        request, 422, "validation_failed", "The request has members that are missing or wrong.", errors=found
+    )
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if isinstance(error, BadRequest):
+        code, detail = error.code, error.detail
+    else:
+        code, detail = _HTTP.get(error.status_code, ("bad_request", "The request could not be understood."))
+    return problem(request, error.status_code, code, detail, headers=error.headers)

@@ -1,0 +1,55 @@
+"""`POST /revoke` (RFC 7009): a refresh token or an access token ends its session."""
+
+from contextlib import suppress
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from identity_service.errors import TokenRejected
+from identity_service.revocation.revoking import Reason
+from identity_service.runtime import Runtime
+from identity_service.sessions import lifecycle
+from identity_service.tokens import access, refresh
+from identity_service.tokens.access import AccessClaims
+from identity_service.tokens.refresh import RefreshClaims
+from identity_service.web import oauth
+from identity_service.web.dependencies import public, runtime_of
+
+router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
+
+
+@router.post("/revoke", openapi_extra=oauth.form_schema("token", "token_type_hint"))
+@public
+async def revoke(request: Request) -> JSONResponse:
+    """End the session of a token. Unknown, expired and malformed tokens, and other clients' tokens, answer 200 too."""
+    runtime = runtime_of(request)
+    form = await oauth.read_form(request)
+    unverified_token = oauth.require(form, "token")
+    client = oauth.identify_client(request, form)
+    claims = _read(runtime, unverified_token)
+    if claims is not None and claims.client_id == client.client_id:
+        await end_session(runtime, claims, Reason.REVOKED)
+    return JSONResponse({}, headers=oauth.NO_STORE)
+
+
+async def end_session(runtime: Runtime, claims: AccessClaims | RefreshClaims, reason: Reason) -> None:
+    """End the session that a verified token names, whatever its generation."""
+    await runtime.database.transact(
+        lambda db: lifecycle.end(
+            db,
+            claims.session_id,
+            reason=reason,
+            now=runtime.now(),
+            access_lifetime=runtime.settings.access_lifetime,
+        )
+    )
+
+
+def _read(runtime: Runtime, unverified_token: str) -> AccessClaims | RefreshClaims | None:
+    """Return the claims of whichever kind the token is; the hint of RFC 7009 2.1 could only mislead."""
+    ring, issuer, now = runtime.keys.current, runtime.settings.issuer_url, runtime.now()
+    with suppress(TokenRejected):
+        return refresh.read(unverified_token, ring, issuer=issuer, now=now)
+    with suppress(TokenRejected):
+        return access.read(unverified_token, ring, issuer=issuer, now=now)
+    return None

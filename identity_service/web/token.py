@@ -1,0 +1,66 @@
+"""`POST /token`: strict form → client → grant → answer (RFC 6749 5)."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from identity_service import grants
+from identity_service.clients import Client
+from identity_service.errors import GrantNotOffered
+from identity_service.grants import IssuedTokens
+from identity_service.runtime import Runtime
+from identity_service.web import oauth
+from identity_service.web.dependencies import public, runtime_of
+
+router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
+
+Grant = Callable[[Runtime, Client, Mapping[str, str]], Awaitable[IssuedTokens]]
+
+
+@router.post("/token", openapi_extra=oauth.form_schema("grant_type", "username", "password", "refresh_token", "scope"))
+@public
+async def token(request: Request) -> JSONResponse:
+    """Exchange a password or a refresh token for an access token and the next refresh token."""
+    runtime = runtime_of(request)
+    form = await oauth.read_form(request)
+    grant_type = oauth.require(form, "grant_type")
+    client = oauth.identify_client(request, form)
+    grant = offered_grants(runtime).get(grant_type)
+    if grant is None:
+        raise GrantNotOffered
+    return _answer(await grant(runtime, client, form))
+
+
+def offered_grants(runtime: Runtime) -> dict[str, Grant]:
+    """Return the grant types that are switched on, as the metadata lists them."""
+    if runtime.settings.password_grant == "off":  # noqa: S105 - a switch, not a secret
+        return {name: grant for name, grant in GRANTS.items() if name != "password"}
+    return GRANTS
+
+
+async def _password(runtime: Runtime, client: Client, form: Mapping[str, str]) -> IssuedTokens:
+    username, password = oauth.require(form, "username"), oauth.require(form, "password")
+    return await grants.password(runtime, client, username=username, password=password, scope=form.get("scope", ""))
+
+
+async def _refresh_token(runtime: Runtime, client: Client, form: Mapping[str, str]) -> IssuedTokens:
+    unverified_token = oauth.require(form, "refresh_token")
+    return await grants.refresh_token(runtime, client, unverified_token=unverified_token, scope=form.get("scope", ""))
+
+
+GRANTS: dict[str, Grant] = {"password": _password, "refresh_token": _refresh_token}
+
+
+def _answer(issued: IssuedTokens) -> JSONResponse:
+    return JSONResponse(
+        {
+            "access_token": issued.access_token,
+            "token_type": "Bearer",
+            "expires_in": issued.expires_in,
+            "scope": " ".join(issued.scope),
+            "refresh_token": issued.refresh_token,
+            "refresh_token_expires_in": issued.refresh_token_expires_in,
+        },
+        headers=oauth.NO_STORE,
+    )
