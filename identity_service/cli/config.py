@@ -1,0 +1,46 @@
+"""`config`: what the service would run with, and where each value comes from."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+
+from identity_service import settings as configuration
+from identity_service.cli.environment import place_of, print_json
+
+app = typer.Typer(no_args_is_help=True, help="Settings.")
+
+MASK = "********"
+
+
+@app.command()
+def show(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print each setting with its value and where it came from. Secrets are masked."""
+    loaded = configuration.load()
+    rows = {
+        configuration.PREFIX + name.upper(): {"value": _shown(name, loaded.settings), "from": loaded.origins[name]}
+        for name in configuration.Settings.model_fields
+    }
+    if as_json:
+        print_json(rows)
+        return
+    for variable, row in rows.items():
+        print(f"{variable:32} {row['value']!s:40} {row['from']}")
+    for warning in loaded.warnings:
+        print(f"warning: {warning}")
+
+
+def _shown(name: str, settings: configuration.Settings) -> Any:
+    value = getattr(settings, name)
+    if value is None:
+        return None
+    if name == "database_url":
+        return f"postgresql://{MASK}@{place_of(value.get_secret_value())}"
+    if name == "keys_passphrase":
+        return MASK
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+        return int(seconds) if seconds.is_integer() else seconds
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return value if isinstance(value, int | str) else str(value)

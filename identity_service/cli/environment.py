@@ -1,0 +1,67 @@
+"""What the commands share: the settings with their warnings, and a database, embedded if nobody names one."""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from identity_service import settings as configuration
+from identity_service.database import Database, open_database
+from identity_service.embedded import postgres
+from identity_service.errors import DatabaseUnavailable
+from identity_service.settings import Settings, secret
+
+
+def load_settings() -> Settings:
+    """Read the settings and say on standard error what is odd about the environment."""
+    loaded = configuration.load()
+    for warning in loaded.warnings:
+        print(f"identity-service: {warning}", file=sys.stderr)
+    return loaded.settings
+
+
+@contextmanager
+def with_database_url(settings: Settings) -> Iterator[Settings]:
+    """Return the settings with a database URL, running the embedded Postgres if there was none."""
+    if settings.database_url is not None:
+        yield settings
+        return
+    with postgres(settings.embedded_dir) as server:
+        if server.note:
+            print(f"identity-service: {server.note}", file=sys.stderr)
+        yield settings.model_copy(update={"database_url": secret(server.url)})
+
+
+@asynccontextmanager
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """Open the database that the settings name.
+
+    Raises:
+        DatabaseUnavailable: naming where it was looked for, without the password.
+    """
+    assert settings.database_url is not None, "see with_database_url"
+    url = settings.database_url.get_secret_value()
+    try:
+        async with open_database(url, pool_size=2) as opened:
+            yield opened
+    except DatabaseUnavailable as error:
+        raise DatabaseUnavailable(
+            f"The database at {place_of(url)} cannot be used; check DATABASE_URL and that the server runs.",
+            detail=error.detail,
+        ) from None
+
+
+async def schema_revision(settings: Settings) -> str | None:
+    """Return the migration at which the schema stands, None without one."""
+    async with database(settings) as db:
+        return await db.schema_revision()
+
+
+def place_of(url: str) -> str:
+    """Return host, port and name of a database URL, which may be printed."""
+    return url.rpartition("://")[2].rpartition("@")[2].partition("?")[0] or "the local socket"
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))

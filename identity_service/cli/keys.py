@@ -1,0 +1,114 @@
+"""`keys`: list, rotate and revoke signing keys. Running services take a change up within seconds."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from identity_service.app import key_folder, utc_now
+from identity_service.cli.environment import load_settings, print_json
+from identity_service.errors import ConfigurationError
+from identity_service.settings import Settings
+from identity_service.signing.key_files import KeyFolder
+from identity_service.signing.keyring import Keyring, KeyState
+
+app = typer.Typer(no_args_is_help=True, help="Signing keys.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_keys(*, as_json: AsJson = False) -> None:
+    """Show every key with its state and times."""
+    _show(_folder(load_settings()).read(), as_json=as_json)
+
+
+@app.command()
+def rotate(
+    context: typer.Context,
+    *,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait until every verifier knows the standby key.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Promote the standby key, as soon as every verifier can know it, and create the next one."""
+    settings = load_settings()
+    folder = _folder(settings)
+    before = folder.read()
+    requested_at = context.obj
+    assert isinstance(requested_at, datetime), "cli.run passes the moment the command was typed"
+    ring = folder.rotate(
+        requested_at=requested_at, now=utc_now(), publish_window=settings.key_publish_window, at_once=now
+    )
+    if not as_json:
+        print(_what_happened(before, ring))
+    _show(ring, as_json=as_json)
+
+
+@app.command()
+def revoke(
+    kid: str,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Really: whoever holds tokens of this key is logged out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw a key at once: it leaves the JWKS, and everything it signed is refused."""
+    if not yes:
+        raise ConfigurationError(
+            "Revoking a key logs out everyone whose tokens it signed; add --yes to do it, or use `keys rotate`."
+        )
+    ring = _folder(load_settings()).revoke(kid, now=utc_now())
+    if not as_json:
+        print(f"Revoked {kid}. Tokens it signed are refused here at once, elsewhere once the JWKS was fetched again.")
+    _show(ring, as_json=as_json)
+
+
+def _folder(settings: Settings) -> KeyFolder:
+    folder = key_folder(settings)
+    if folder.is_empty():
+        raise ConfigurationError(f"{settings.keys_dir} holds no keyring; `identity-service serve` creates one.")
+    return folder
+
+
+def _what_happened(before: Keyring, after: Keyring) -> str:
+    now = utc_now()
+    standby = after.standby(now)
+    if standby is not None and standby.signs_from is not None:
+        verb = "Scheduled" if before != after else "A rotation is already scheduled"
+        return (
+            f"{verb}: {standby.kid} signs from {standby.signs_from.isoformat(timespec='seconds')}. Nothing to restart."
+        )
+    if before == after:
+        return "Another rotation has just been done; nothing to do."
+    return f"Rotated: {after.signer(now).kid} signs from now on. Nothing to restart."
+
+
+def _show(ring: Keyring, *, as_json: bool) -> None:
+    rows = _rows(ring)
+    if as_json:
+        print_json(rows)
+        return
+    print(f"{'kid':43}  {'state':8}  {'signs from':25}  {'in JWKS until':25}  verified until")
+    for row in rows:
+        cells = [str(row[name] or "-") for name in ("signs_from", "in_jwks_until", "verified_until")]
+        print(f"{row['kid']}  {row['state']:8}  {cells[0]:25}  {cells[1]:25}  {cells[2]}")
+
+
+def _rows(ring: Keyring) -> list[dict[str, Any]]:
+    """Return the rows of `keys list --json`. Times are ISO 8601 in UTC, null while they are open."""
+    order = list(KeyState)
+    return [
+        {
+            "kid": status.key.kid,
+            "state": status.state.value,
+            "created_at": _time(status.key.created_at),
+            "signs_from": _time(status.key.signs_from),
+            "in_jwks_until": _time(status.in_jwks_until),
+            "verified_until": _time(status.verified_until),
+        }
+        for status in sorted(
+            ring.statuses(utc_now()), key=lambda status: (order.index(status.state), status.key.created_at)
+        )
+    ]
+
+
+def _time(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="seconds") if moment is not None else None

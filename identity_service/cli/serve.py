@@ -1,0 +1,151 @@
+"""`serve`: everything from an empty folder to a listening service, and back to nothing left running."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from identity_service import logs
+from identity_service.app import create_app, key_folder, open_keys, utc_now
+from identity_service.cli.environment import load_settings, schema_revision, with_database_url
+from identity_service.database import SCHEMA_HEAD
+from identity_service.errors import ConfigurationError, KeysUnavailable
+from identity_service.settings import Settings
+from identity_service.signing.live import LiveKeyring
+
+GRACE_SECONDS = 20
+
+
+def serve(
+    bind: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Overrides IDENTITY_BIND.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; overrides IDENTITY_WORKERS.")] = None,
+) -> None:
+    """Run the service until Ctrl-C."""
+    # Through the environment, which is all that worker processes get.
+    if bind is not None:
+        os.environ["IDENTITY_BIND"] = bind
+    if workers is not None:
+        os.environ["IDENTITY_WORKERS"] = str(workers)
+    # So that a polite kill unwinds the contexts below, and nothing is left running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    settings = load_settings()
+    with _listener(settings) as listener:
+        keys = _keys(settings)
+        embedded = settings.database_url is None
+        with with_database_url(settings) as settings:
+            assert settings.database_url is not None, "with_database_url gives one"
+            os.environ["IDENTITY_DATABASE_URL"] = settings.database_url.get_secret_value()
+            _prepare_schema(settings, embedded=embedded)
+            _print_welcome(settings, embedded=embedded)
+            _run(settings, keys, listener)
+
+
+def _listener(settings: Settings) -> socket.socket:
+    """Take the address before anything else is started. Connections wait in its queue until the service answers."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        fix = "stop what listens there or choose another address with IDENTITY_BIND"
+        raise ConfigurationError(f"{settings.bind} cannot be bound ({error.strerror}); {fix}.") from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _keys(settings: Settings) -> LiveKeyring:
+    """Open the keyring, making its first keys on the first start: fresh ones, never a default."""
+    folder = key_folder(settings)
+    if folder.is_empty():
+        folder.create(now=utc_now())
+        print(
+            f"Created the signing keys of this installation in {settings.keys_dir}; tokens of other keys are refused."
+        )
+    keys = open_keys(settings)
+    try:
+        keys.current.signer(utc_now())
+    except KeysUnavailable as error:
+        raise ConfigurationError(
+            f"No key in {settings.keys_dir} can sign ({error.detail}); "
+            "restore the folder, or replace the key with `identity-service keys revoke`."
+        ) from None
+    return keys
+
+
+def _prepare_schema(settings: Settings, *, embedded: bool) -> None:
+    revision = asyncio.run(schema_revision(settings))
+    if revision is not None and revision >= SCHEMA_HEAD:
+        return
+    if settings.migrate_on_start == "on" or (settings.migrate_on_start == "auto" and embedded):
+        # In a process of its own: alembic's imports would stay in this one for as long as it serves.
+        migration = subprocess.run([sys.executable, "-m", "identity_service", "migrate"], check=False)
+        if migration.returncode != 0:
+            raise ConfigurationError("The schema could not be migrated; see the lines above.")
+        return
+    print(
+        f"identity-service: the schema stands at {revision or 'nothing'} and this release needs {SCHEMA_HEAD}; "
+        "run `identity-service migrate`. Until then /readyz answers 503.",
+        file=sys.stderr,
+    )
+
+
+def _print_welcome(settings: Settings, *, embedded: bool) -> None:
+    issuer = settings.issuer_url
+    place = f"embedded Postgres in {settings.embedded_dir} (development only)" if embedded else "from DATABASE_URL"
+    lines = [
+        "",
+        f"  Identity service on http://{settings.bind}",
+        f"  Issuer    {issuer}",
+        f"  JWKS      {issuer}/.well-known/jwks.json",
+        f"  Docs      {issuer}/docs",
+        f"  Database  {place}",
+        "",
+        "  Next, in another terminal:",
+        "",
+        f"    curl -s {issuer}/users -H 'Content-Type: application/json' \\",
+        """         -d '{"username": "alice", "password": "correct horse battery staple"}'""",
+        f"    curl -s {issuer}/token -d grant_type=password -d username=alice \\",
+        "         --data-urlencode 'password=correct horse battery staple'",
+        "",
+        "  or `make demo` for the whole tour. Ctrl-C stops everything.",
+        "",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None:
+    logs.configure(settings.log_level)
+    single = settings.workers == 1
+    config = uvicorn.Config(
+        create_app(settings, keys) if single else "identity_service.app:from_environment",
+        factory=not single,
+        workers=settings.workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    if single:
+        server = uvicorn.Server(config)
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped cleanly
+            server.run(sockets=[listener])
+        if not server.started:
+            raise ConfigurationError("The service did not start; see the lines above.")
+    else:
+        Multiprocess(config, sockets=[listener]).run()

@@ -1,0 +1,149 @@
+"""`users`: accounts from the command line. The first administrator comes from here."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from identity_service.accounts import User, registration, roles, store
+from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.app import utc_now
+from identity_service.cli.environment import database, load_settings, print_json, with_database_url
+from identity_service.database import Database
+from identity_service.errors import ConfigurationError, UserNotFound
+from identity_service.identifiers import uuid7
+from identity_service.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="Accounts.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+T = TypeVar("T")
+
+
+@app.command()
+def create(
+    username: str,
+    *,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+    ] = False,
+    role: Annotated[list[str] | None, typer.Option(help="A role to give; repeat for more.")] = None,
+    email: Annotated[str | None, typer.Option()] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an account."""
+    given = tuple(dict.fromkeys(role or ()))
+    for name in given:
+        if not roles.ROLE_NAME.fullmatch(name):
+            raise ConfigurationError("A role is named by lower-case letters, digits and _.:- only.")
+    password = (
+        _read_password() if password_stdin else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    )
+    settings = load_settings()
+
+    async def work(db: Database, settings: Settings) -> User:
+        name = registration.normalise_username(username)
+        address = registration.normalise_email(email) if email is not None else None
+        cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
+        hashing = PasswordHashing(cost, threads=1)
+        password_hash = await registration.hash_new_password(
+            hashing, password, username=name, email=address, min_length=settings.password_min_length
+        )
+        now = utc_now()
+        async with db.connection() as connection:
+            return await registration.register(
+                connection, uuid7(now), username=name, password_hash=password_hash, email=address, roles=given, now=now
+            )
+
+    _show(_with_database(settings, work), as_json=as_json)
+
+
+@app.command()
+def show(username: str, *, as_json: AsJson = False) -> None:
+    """Show an account."""
+
+    async def work(db: Database, _: Settings) -> User:
+        async with db.connection() as connection:
+            user = await store.find(connection, registration.normalise_username(username))
+        if user is None:
+            raise UserNotFound
+        return user
+
+    _show(_with_database(load_settings(), work), as_json=as_json)
+
+
+@app.command()
+def disable(username: str, *, as_json: AsJson = False) -> None:
+    """Shut an account: its sessions end at once and no login succeeds."""
+
+    async def work(db: Database, settings: Settings) -> User:
+        name = registration.normalise_username(username)
+        return await db.transact(
+            lambda connection: registration.disable(
+                connection, name, now=utc_now(), access_lifetime=settings.access_lifetime
+            )
+        )
+
+    _show(_with_database(load_settings(), work), as_json=as_json)
+
+
+@app.command()
+def enable(username: str, *, as_json: AsJson = False) -> None:
+    """Open a disabled account again."""
+
+    async def work(db: Database, _: Settings) -> User:
+        name = registration.normalise_username(username)
+        return await db.transact(lambda connection: registration.enable(connection, name))
+
+    _show(_with_database(load_settings(), work), as_json=as_json)
+
+
+@app.command()
+def delete(username: str) -> None:
+    """Delete an account with its sessions; its tokens are revoked."""
+
+    async def work(db: Database, settings: Settings) -> None:
+        async with db.connection() as connection:
+            user = await store.find(connection, registration.normalise_username(username))
+        if user is None:
+            raise UserNotFound
+        await db.transact(
+            lambda connection: registration.delete(
+                connection, user.id, now=utc_now(), access_lifetime=settings.access_lifetime
+            )
+        )
+
+    _with_database(load_settings(), work)
+    print(f"Deleted {username}.")
+
+
+def _with_database(settings: Settings, work: Callable[[Database, Settings], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with database(ready) as db:
+            return await work(db, ready)
+
+    with with_database_url(settings) as ready:
+        return asyncio.run(run())
+
+
+def _read_password() -> str:
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def _show(user: User, *, as_json: bool) -> None:
+    facts: dict[str, Any] = {
+        "id": str(user.id),
+        "username": user.username,
+        "email": user.email,
+        "email_verified": user.email_verified,
+        "roles": list(user.roles),
+        "created_at": user.created_at.isoformat(),
+        "password_changed_at": user.password_changed_at.isoformat(),
+        "disabled_at": user.disabled_at.isoformat() if user.disabled_at is not None else None,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        print(f"{name:20} {', '.join(value) if isinstance(value, list) else value if value is not None else '-'}")
