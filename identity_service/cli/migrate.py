@@ -2,10 +2,13 @@
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from identity_service.cli.environment import load_settings, schema_revision, with_database_url
 from identity_service.database import SCHEMA_HEAD
-from identity_service.settings import Settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 
 def migrate() -> None:
@@ -15,19 +18,26 @@ def migrate() -> None:
         if before is not None and before >= SCHEMA_HEAD:
             print(f"The schema is up to date ({before}).")
             return
-        _upgrade(settings)
+        assert settings.database_url is not None, "with_database_url gives one"
+        upgrade(settings.database_url.get_secret_value())
         print(f"Migrated the schema from {before or 'nothing'} to {SCHEMA_HEAD}.")
 
 
-def _upgrade(settings: Settings) -> None:
+def upgrade(database_url: str, revision: str = SCHEMA_HEAD) -> None:
+    """Run the migrations up to a revision."""
     from alembic import command
+
+    command.upgrade(alembic_config(database_url), revision)
+
+
+def alembic_config(database_url: str) -> "Config":
+    """Return what alembic needs to know, without reading a file."""
     from alembic.config import Config
 
-    assert settings.database_url is not None, "with_database_url gives one"
     config = Config()
     config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
-    config.attributes["database_url"] = settings.database_url.get_secret_value()
-    command.upgrade(config, SCHEMA_HEAD)
+    config.attributes["database_url"] = database_url
+    return config
 
 
 def _migrations() -> Path:

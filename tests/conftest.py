@@ -1,0 +1,214 @@
+"""A real Postgres, real keys and a clock that tests turn by hand. Nothing of ours is replaced by a stand-in."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from identity_service.app import create_app, open_keys
+from identity_service.cli.migrate import upgrade
+from identity_service.database import Database
+from identity_service.embedded import postgres
+from identity_service.runtime import Runtime
+from identity_service.settings import Settings
+from identity_service.signing.key_files import KeyFolder
+from identity_service.signing.keyring import TokenLifetimes
+from identity_service.signing.live import LiveKeyring
+
+ISSUER = "https://id.example.com"
+START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+PASSWORD = "correct horse battery staple"
+
+
+class Clock:
+    """A clock that stands still until a test turns it."""
+
+    def __init__(self) -> None:
+        self.time = START
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def advance(self, **duration: float) -> None:
+        self.time += timedelta(**duration)
+
+
+@dataclass
+class Api:
+    """A running service and an HTTP client in front of it."""
+
+    app: FastAPI
+    http: httpx2.AsyncClient
+    clock: Clock
+    settings: Settings
+    keys: LiveKeyring
+
+    @property
+    def runtime(self) -> Runtime:
+        runtime: Runtime = self.app.state.runtime
+        return runtime
+
+    @property
+    def database(self) -> Database:
+        return self.runtime.database
+
+    async def sign_up(self, username: str = "alice", password: str = PASSWORD, **more: Any) -> "Account":
+        answer = await self.http.post("/users", json={"username": username, "password": password, **more})
+        assert answer.status_code == 201, answer.text
+        return Account(self, answer.json()["id"], username, password)
+
+    async def token(self, **form: str) -> httpx2.Response:
+        """Post a form to the token endpoint."""
+        return await self.http.post("/token", data=form)
+
+    async def refresh(self, refresh_token: str, **form: str) -> httpx2.Response:
+        return await self.token(grant_type="refresh_token", refresh_token=refresh_token, **form)
+
+    async def me(self, access_token: str) -> httpx2.Response:
+        return await self.http.get("/users/me", headers=bearer(access_token))
+
+    async def scalar(self, sql: str, *arguments: Any) -> Any:
+        """Look into the database."""
+        async with self.database.connection() as db:
+            return await db.fetchval(sql, *arguments)
+
+
+@dataclass
+class Account:
+    """Somebody who has signed up."""
+
+    api: Api
+    id: str
+    username: str
+    password: str = field(repr=False)
+
+    async def log_in(self, **form: str) -> dict[str, Any]:
+        answer = await self.api.token(grant_type="password", username=self.username, password=self.password, **form)
+        assert answer.status_code == 200, answer.text
+        tokens: dict[str, Any] = answer.json()
+        return tokens
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of our own for the whole run; nothing it holds has to survive."""
+    folder = tmp_path_factory.mktemp("postgres") / "data"
+    with postgres(folder, options=("fsync=off", "full_page_writes=off")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres_url: str) -> Callable[[str], str]:
+    """Makes a database and returns its URL."""
+
+    def make(name: str, template: str = "template1") -> str:
+        async def create() -> None:
+            connection = await asyncpg.connect(postgres_url)
+            await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+            await connection.close()
+
+        asyncio.run(create())
+        return postgres_url.replace("/postgres?", f"/{name}?")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def migrated(new_database: Callable[[str], str]) -> str:
+    """The URL of a database with our schema, migrated as a deployment does."""
+    url = new_database("migrated")
+    upgrade(url)
+    return url
+
+
+@pytest.fixture
+async def database_url(migrated: str) -> str:
+    """The same database without a row in it."""
+    connection = await asyncpg.connect(migrated)
+    await connection.execute("DELETE FROM revoked_tokens; DELETE FROM sessions; DELETE FROM users")
+    await connection.close()
+    return migrated
+
+
+@pytest.fixture(scope="session")
+def made_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A keys folder made once; tests work on copies."""
+    folder = tmp_path_factory.mktemp("keys") / "keys"
+    KeyFolder(folder, TokenLifetimes(timedelta(minutes=10), timedelta(days=14))).create(now=START)
+    return folder
+
+
+@pytest.fixture
+def keys_dir(made_keys: Path, tmp_path: Path) -> Path:
+    """A keys folder of the test's own, with an active and a standby key created at START."""
+    folder = tmp_path / "keys"
+    shutil.copytree(made_keys, folder)
+    return folder
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def settings(database_url: str, keys_dir: Path) -> Settings:
+    return Settings.model_validate(
+        {
+            "database_url": database_url,
+            "issuer_url": ISSUER,
+            "keys_dir": keys_dir,
+            "allowed_origins": "https://app.example.com",
+            "argon2_memory_kib": 8,
+            "argon2_time_cost": 1,
+        }
+    )
+
+
+StartApi = Callable[..., AbstractAsyncContextManager[Api]]
+
+
+@pytest.fixture
+def start_api(settings: Settings, clock: Clock) -> StartApi:
+    """Starts a service with some settings changed: `async with start_api(signup="closed") as api`."""
+
+    @asynccontextmanager
+    async def start(**changed: Any) -> AsyncIterator[Api]:
+        own = Settings.model_validate(settings.model_dump() | changed)
+        keys = open_keys(own)
+        app = create_app(own, keys, now=clock)
+        async with app.router.lifespan_context(app):
+            transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport, base_url=ISSUER) as http:
+                yield Api(app, http, clock, own, keys)
+
+    return start
+
+
+@pytest.fixture
+async def api(start_api: StartApi) -> AsyncIterator[Api]:
+    async with start_api() as running:
+        yield running
+
+
+@pytest.fixture
+async def alice(api: Api) -> Account:
+    return await api.sign_up("alice")
+
+
+@pytest.fixture
+async def bob(api: Api) -> Account:
+    return await api.sign_up("bob", "wise old owls never sleep")
