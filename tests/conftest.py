@@ -135,11 +135,15 @@ def migrated(new_database: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
-async def database_url(migrated: str) -> str:
+def database_url(migrated: str) -> str:
     """The same database without a row in it."""
-    connection = await asyncpg.connect(migrated)
-    await connection.execute("DELETE FROM revoked_tokens; DELETE FROM sessions; DELETE FROM users")
-    await connection.close()
+
+    async def empty() -> None:
+        connection = await asyncpg.connect(migrated)
+        await connection.execute("DELETE FROM revoked_tokens; DELETE FROM sessions; DELETE FROM users")
+        await connection.close()
+
+    asyncio.run(empty())
     return migrated
 
 

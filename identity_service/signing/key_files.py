@@ -40,6 +40,7 @@ from identity_service.signing.keyring import Key, Keyring, TokenLifetimes
 
 KEY_BITS = 2048
 RING = "keyring.json"
+_UNFINISHED = ".new"
 VERSION = 1
 
 
@@ -144,8 +145,8 @@ class KeyFolder:
         listed = {"version": VERSION, "keys": [_entry(key) for key in ring.keys]}
         _write_atomically(self.path / RING, json.dumps(listed, indent=1).encode())
         self.destroy_spent(ring, now=now)
-        # Left by a crash between a private half and the ring that would have named it.
-        for path in self.path.glob("*.pem"):
+        # Left by a crash: private halves that no ring names, and files whose writing never ended.
+        for path in (*self.path.glob("*.pem"), *self.path.glob(f".*{_UNFINISHED}")):
             if ring.find(path.stem) is None:
                 _destroy(path)
 
@@ -263,7 +264,7 @@ def _uint(value: str) -> int:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     """Replace the file with one that is complete and on disk, readable by its owner alone."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}{_UNFINISHED}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)

@@ -196,21 +196,16 @@ def rotated(
     created, or at once when asked for. The same ring comes back when there is nothing to do: a promotion is already
     scheduled, or another rotation happened since this one was requested (two at once make one).
     """
-    if any(key.created_at >= requested_at for key in ring.keys):
+    if any(requested_at <= key.created_at <= now + CLOCK_SKEW for key in ring.keys):
         return ring
-    standby = ring.standby(now)
-    if standby is None:  # only after every key was revoked by hand
-        standby = fresh()
-        ring = replace(ring, keys=(*ring.keys, standby))
+    standby = ring.standby(now) or fresh()
     scheduled = standby.signs_from is not None
     if scheduled and not at_once:
         return ring
     signs_from = now if at_once else max(now, standby.created_at + publish_window)
-    keys = _with(ring.keys, replace(standby, signs_from=signs_from))
-    if not any(key.signs_from is None and not key.revoked_by(now) for key in keys):
-        keys = (*keys, fresh())
-    kept = replace(ring, keys=keys)
-    return replace(kept, keys=tuple(key for key in keys if kept.status(key, now).state is not KeyState.RETIRED))
+    ring = _with(ring, replace(standby, signs_from=signs_from))
+    needed = tuple(status.key for status in ring.statuses(now) if status.state is not KeyState.RETIRED)
+    return _with_one_in_waiting(replace(ring, keys=needed), fresh, now)
 
 
 def revoked(ring: Keyring, kid: str, fresh: FreshKey, *, now: datetime) -> Keyring:
@@ -225,17 +220,21 @@ def revoked(ring: Keyring, kid: str, fresh: FreshKey, *, now: datetime) -> Keyri
     if key.revoked_by(now):
         return ring
     was = ring.status(key, now).state
-    ring = replace(ring, keys=_with(ring.keys, replace(key, revoked_at=now, private=None)))
+    ring = _with(ring, replace(key, revoked_at=now, private=None))
     if was is KeyState.ACTIVE:
-        successor = ring.standby(now) or fresh()
-        ring = replace(ring, keys=_with(ring.keys, replace(successor, signs_from=now)))
-    if was in (KeyState.ACTIVE, KeyState.STANDBY) and ring.standby(now) is None:
-        ring = replace(ring, keys=(*ring.keys, fresh()))
-    return ring
+        ring = _with(ring, replace(ring.standby(now) or fresh(), signs_from=now))
+    return _with_one_in_waiting(ring, fresh, now)
 
 
-def _with(keys: tuple[Key, ...], changed: Key) -> tuple[Key, ...]:
-    """Return the keys with one replaced, or added when it is new."""
-    if all(key.kid != changed.kid for key in keys):
-        return (*keys, changed)
-    return tuple(changed if key.kid == changed.kid else key for key in keys)
+def _with(ring: Keyring, changed: Key) -> Keyring:
+    """Return the ring with one key replaced, or added when it is new."""
+    if ring.find(changed.kid) is None:
+        return replace(ring, keys=(*ring.keys, changed))
+    return replace(ring, keys=tuple(changed if key.kid == changed.kid else key for key in ring.keys))
+
+
+def _with_one_in_waiting(ring: Keyring, fresh: FreshKey, now: datetime) -> Keyring:
+    """Return the ring with a key that no schedule has claimed: what is promoted next must be published by then."""
+    if any(key.signs_from is None and not key.revoked_by(now) for key in ring.keys):
+        return ring
+    return _with(ring, fresh())

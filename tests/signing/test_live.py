@@ -1,0 +1,112 @@
+"""A running process follows the folder, rotates what is due, and keeps what it has when the folder fails."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from identity_service.signing.key_files import KeyFolder
+from identity_service.signing.keyring import TokenLifetimes
+from identity_service.signing.live import LiveKeyring
+from tests.conftest import START
+
+LIFETIMES = TokenLifetimes(timedelta(minutes=10), timedelta(days=14))
+WINDOW = timedelta(minutes=15)
+PERIOD = timedelta(days=90)
+DAY = START + timedelta(days=1)
+
+
+@pytest.fixture
+def folder(keys_dir: Path) -> KeyFolder:
+    return KeyFolder(keys_dir, LIFETIMES)
+
+
+def live(folder: KeyFolder, period: timedelta = PERIOD) -> LiveKeyring:
+    return LiveKeyring(folder, publish_window=WINDOW, rotation_period=period)
+
+
+def test_a_rotation_by_another_process_is_taken_up(folder):
+    keys = live(folder)
+    before = keys.jwks(DAY)
+    ring = folder.rotate(requested_at=DAY, now=DAY, publish_window=WINDOW, at_once=False)
+    keys.tend(DAY)
+    assert keys.current.signer(DAY).kid == ring.signer(DAY).kid
+    assert keys.jwks(DAY).etag != before.etag
+
+
+def test_an_unchanged_folder_is_not_read_again(folder, monkeypatch):
+    keys = live(folder)
+    ring = keys.current
+    monkeypatch.setattr(KeyFolder, "read", lambda *_: pytest.fail("read again"))
+    keys.tend(DAY)
+    assert keys.current is ring
+
+
+def test_a_scheduled_hand_over_happens_by_the_clock_and_destroys_the_spent_half(folder):
+    now = START + timedelta(minutes=1)
+    keys = live(folder)
+    spent = keys.current.signer(now).kid
+    folder.rotate(requested_at=now, now=now, publish_window=WINDOW, at_once=False)
+    keys.tend(now)
+    assert keys.current.signer(now).kid == spent
+    keys.tend(START + WINDOW)
+    assert keys.current.signer(START + WINDOW).kid != spent
+    assert not (folder.path / f"{spent}.pem").exists()
+    held = keys.current.find(spent)
+    assert held is not None
+    assert held.private is None
+
+
+def test_the_jwks_changes_with_the_clock_alone(folder):
+    now = START + timedelta(minutes=1)
+    folder.rotate(requested_at=now, now=now, publish_window=WINDOW, at_once=False)
+    keys = live(folder)
+    assert keys.jwks(now) is keys.jwks(now)
+    assert keys.jwks(now).etag != keys.jwks(START + WINDOW).etag
+
+
+def test_a_key_that_is_due_is_rotated_without_anyone_asking(folder):
+    keys = live(folder)
+    first = keys.current.signer(START).kid
+    keys.tend(START + PERIOD - timedelta(seconds=1))
+    assert keys.current.signer(START + PERIOD).kid == first
+    keys.tend(START + PERIOD)
+    assert keys.current.signer(START + PERIOD).kid != first
+    assert len(keys.current.keys) == 3
+
+
+def test_two_replicas_rotate_a_due_key_once(folder):
+    one, two = live(folder), live(folder)
+    one.tend(START + PERIOD)
+    two.tend(START + PERIOD + timedelta(seconds=1))
+    assert [key.kid for key in two.current.keys] == [key.kid for key in one.current.keys]
+    assert len(two.current.keys) == 3
+
+
+def test_a_due_rotation_is_not_scheduled_twice_while_the_standby_key_is_young(folder):
+    keys = live(folder)
+    young = START + PERIOD - timedelta(minutes=1)
+    folder.revoke(keys.current.keys[1].kid, now=young)
+    keys.tend(START + PERIOD)
+    keys.tend(START + PERIOD + timedelta(seconds=2))
+    assert len(keys.current.keys) == 4
+
+
+def test_a_period_of_zero_leaves_rotation_to_the_operator(folder):
+    keys = live(folder, timedelta(0))
+    first = keys.current.signer(START).kid
+    keys.tend(START + timedelta(days=3650))
+    assert keys.current.signer(START + timedelta(days=3650)).kid == first
+
+
+@pytest.mark.parametrize("content", ["{", None])
+def test_a_folder_that_fails_leaves_the_keys_in_force(folder, content, caplog):
+    keys = live(folder)
+    ring = keys.current
+    if content is None:
+        (folder.path / "keyring.json").unlink()
+    else:
+        (folder.path / "keyring.json").write_text(content)
+    keys.tend(DAY)
+    assert keys.current is ring
+    assert "keyring.unreadable" in caplog.text
