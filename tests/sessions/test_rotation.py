@@ -1,0 +1,210 @@
+"""One refresh is one update: races, retries, replays, and what ends a session (TOK-11, TOK-12, F25 to F30)."""
+
+import asyncio
+from base64 import urlsafe_b64decode
+from collections import Counter
+from contextlib import AsyncExitStack
+from json import loads
+
+import pytest
+
+from identity_service import grants
+from identity_service.accounts import registration
+from identity_service.clients import FIRST_PARTY
+from tests.conftest import Api, StartApi
+
+
+def claims_of(token: str) -> dict[str, object]:
+    payload = token.split(".")[1]
+    claims: dict[str, object] = loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return claims
+
+
+async def test_sixty_four_simultaneous_refreshes_share_one_successor_for_fifty_rounds(api, alice):
+    """F25: checked and written in one statement, so nobody is logged out and the family never forks."""
+    token = (await alice.log_in())["refresh_token"]
+
+    async def refresh(unverified_token: str) -> str:
+        issued = await grants.refresh_token(api.runtime, FIRST_PARTY, unverified_token=unverified_token, scope="")
+        return issued.refresh_token
+
+    for _ in range(50):
+        successors = set(await asyncio.gather(*(refresh(token) for _ in range(64))))
+        assert len(successors) == 1
+        (token,) = successors
+    assert claims_of(token)["jti"] == f"{claims_of(token)['sid']}.50"
+    assert await api.scalar("SELECT generation FROM sessions") == 50
+
+
+async def test_sixteen_simultaneous_requests_share_one_successor(api, alice):
+    token = (await alice.log_in())["refresh_token"]
+    answers = await asyncio.gather(*(api.refresh(token) for _ in range(16)))
+    assert Counter(answer.status_code for answer in answers) == {200: 16}
+    assert len({answer.json()["refresh_token"] for answer in answers}) == 1
+
+
+async def test_replicas_agree_on_one_successor(api, alice, start_api: StartApi):
+    """F25: three services on one database, 48 refreshes of one token at once."""
+    token = (await alice.log_in())["refresh_token"]
+    async with AsyncExitStack() as stack:
+        replicas: list[Api] = [await stack.enter_async_context(start_api()) for _ in range(3)]
+        answers = await asyncio.gather(*(replicas[n % 3].refresh(token) for n in range(48)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["refresh_token"] for answer in answers}) == 1
+
+
+async def test_a_retry_within_the_window_gets_the_same_successor(api, alice, clock):
+    first = (await alice.log_in())["refresh_token"]
+    second = (await api.refresh(first)).json()
+    clock.advance(seconds=30)
+    retried = await api.refresh(first)
+    assert retried.status_code == 200
+    assert retried.json()["refresh_token"] == second["refresh_token"]
+    assert retried.json()["access_token"] != second["access_token"]
+    assert (await api.refresh(second["refresh_token"])).status_code == 200
+
+
+async def test_a_retry_after_the_window_ends_the_session(api, alice, clock):
+    first = (await alice.log_in())["refresh_token"]
+    second = (await api.refresh(first)).json()["refresh_token"]
+    clock.advance(seconds=30, microseconds=1)
+    assert (await api.refresh(first)).json()["error"] == "invalid_grant"
+    assert (await api.refresh(second)).json()["error"] == "invalid_grant"
+
+
+async def test_an_older_generation_ends_the_session_even_within_the_window(api, alice):
+    """F27: the window covers the immediately preceding token and no other."""
+    first = (await alice.log_in())["refresh_token"]
+    second = (await api.refresh(first)).json()["refresh_token"]
+    third = (await api.refresh(second)).json()
+    replayed = await api.refresh(first)
+    assert (replayed.status_code, replayed.json()["error"]) == (400, "invalid_grant")
+    assert (await api.refresh(third["refresh_token"])).status_code == 400
+    assert (await api.me(third["access_token"])).status_code == 401
+    assert await api.scalar("SELECT reason FROM revoked_tokens") == "reuse"
+
+
+async def test_replaying_an_ancestor_ends_the_family_when_its_access_token_has_expired(api, alice, clock):
+    """F28: reuse is recorded whatever became of the access token."""
+    first = (await alice.log_in())["refresh_token"]
+    second = (await api.refresh(first)).json()["refresh_token"]
+    clock.advance(hours=2)
+    third = (await api.refresh(second)).json()["refresh_token"]
+    assert (await api.refresh(first)).status_code == 400
+    assert (await api.refresh(third)).status_code == 400
+    assert await api.scalar("SELECT count(*) FROM sessions WHERE revoked_at IS NOT NULL") == 1
+
+
+async def test_reuse_is_remembered_after_a_restart(api, alice, start_api: StartApi):
+    """F26: what was spent is known to a service that has just started."""
+    first = (await alice.log_in())["refresh_token"]
+    second = (await api.refresh(first)).json()["refresh_token"]
+    third = (await api.refresh(second)).json()["refresh_token"]
+    async with start_api() as restarted:
+        assert (await restarted.refresh(first)).status_code == 400
+        assert (await restarted.refresh(third)).status_code == 400
+
+
+async def test_reuse_leaves_other_sessions_alone(api, alice):
+    other = (await alice.log_in())["refresh_token"]
+    first = (await alice.log_in())["refresh_token"]
+    second = (await api.refresh(first)).json()["refresh_token"]
+    await api.refresh(second)
+    assert (await api.refresh(first)).status_code == 400
+    assert (await api.refresh(other)).status_code == 200
+
+
+async def test_a_hundred_refreshes_never_pass_the_absolute_end(api, alice, clock):
+    """F30: the end of the session is fixed at the login."""
+    tokens = await alice.log_in()
+    claims = claims_of(tokens["refresh_token"])
+    end = int(str(claims["iat"])) + 30 * 86400
+    for _ in range(100):
+        clock.advance(hours=7.19)
+        tokens = (await api.refresh(tokens["refresh_token"])).json()
+        assert int(str(claims_of(tokens["refresh_token"])["exp"])) <= end
+        assert int(str(claims_of(tokens["access_token"])["exp"])) <= end
+    clock.advance(hours=2)
+    assert (await api.refresh(tokens["refresh_token"])).json()["error"] == "invalid_grant"
+
+
+async def test_a_pause_longer_than_the_idle_lifetime_ends_the_session(api, alice, clock):
+    token = (await alice.log_in())["refresh_token"]
+    clock.advance(days=14)
+    assert (await api.refresh(token)).json()["error"] == "invalid_grant"
+
+
+async def test_a_refresh_adds_no_row_and_updates_in_place(start_api: StartApi):
+    """P8, P9: storage grows with sessions, never with refreshes, and no index is written."""
+    updates = """
+        SELECT n_tup_upd, n_tup_hot_upd, pg_stat_force_next_flush() FROM pg_stat_user_tables WHERE relname = 'sessions'
+    """
+    async with start_api(database_pool_size=1) as api:
+        token = (await (await api.sign_up()).log_in())["refresh_token"]
+        async with api.database.connection() as db:
+            await db.fetchrow(updates)
+            before = await db.fetchrow(updates)
+        for _ in range(20):
+            token = (await api.refresh(token)).json()["refresh_token"]
+        assert await api.scalar("SELECT count(*) FROM sessions") == 1
+        assert await api.scalar("SELECT count(*) FROM revoked_tokens") == 0
+        async with api.database.connection() as db:
+            await db.fetchrow(updates)
+            after = await db.fetchrow(updates)
+    assert before is not None
+    assert after is not None
+    assert after["n_tup_upd"] - before["n_tup_upd"] == 20
+    assert after["n_tup_hot_upd"] - before["n_tup_hot_upd"] == 20
+
+
+async def test_a_generation_from_the_future_is_refused_and_harms_nobody(api, alice):
+    """A database restored from a backup does not know its newest tokens; that is no theft."""
+    first = (await alice.log_in())["refresh_token"]
+    second = (await api.refresh(first)).json()["refresh_token"]
+    third = (await api.refresh(second)).json()["refresh_token"]
+    await api.scalar("UPDATE sessions SET generation = 0 RETURNING id")
+    assert (await api.refresh(third)).json()["error"] == "invalid_grant"
+    assert (await api.refresh(first)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE users SET disabled_at = now() RETURNING id",
+        "UPDATE users SET password_changed_at = password_changed_at + interval '1 second' RETURNING id",
+        "DELETE FROM users RETURNING id",
+    ],
+)
+async def test_a_changed_account_is_seen_in_the_same_statement(api, alice, change):
+    """F29: what changed behind our back, straight in the table, stops the next refresh too."""
+    token = (await alice.log_in())["refresh_token"]
+    await api.scalar(change)
+    assert (await api.refresh(token)).json()["error"] == "invalid_grant"
+
+
+async def test_after_disabling_returns_no_refresh_succeeds(api, alice, clock):
+    """Refreshes race the disabling over real connections; none that starts after it is answered."""
+    tokens = [(await alice.log_in())["refresh_token"] for _ in range(8)]
+    racing = [asyncio.create_task(api.refresh(token)) for token in tokens for _ in range(4)]
+    await api.database.transact(
+        lambda db: registration.disable(db, "alice", now=clock(), access_lifetime=api.settings.access_lifetime)
+    )
+    late = await asyncio.gather(*(api.refresh(token) for token in tokens))
+    early = await asyncio.gather(*racing)
+    assert {answer.status_code for answer in late} == {400}
+    newest = [answer.json()["refresh_token"] for answer in early if answer.status_code == 200]
+    assert {(await api.refresh(token)).status_code for token in newest} <= {400}
+
+
+async def test_a_login_that_a_disabling_overtakes_leaves_no_session(api, alice, clock):
+    """The password is proved, then the account is shut before the session row is written."""
+    async with api.database.connection() as db:
+        transaction = db.transaction()
+        await transaction.start()
+        await registration.disable(db, "alice", now=clock(), access_lifetime=api.settings.access_lifetime)
+        login = asyncio.create_task(api.token(grant_type="password", username="alice", password=alice.password))
+        done, _ = await asyncio.wait([login], timeout=0.3)
+        assert not done, "the login waits for the account's row"
+        await transaction.commit()
+    assert (await login).json()["error"] == "invalid_grant"
+    assert await api.scalar("SELECT count(*) FROM sessions") == 0
