@@ -241,11 +241,12 @@ def _first_problem(error: ValidationError, origins: Mapping[str, str]) -> str:
 def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     known = [name for field in Settings.model_fields for name in _names(field)]
     known += [f"{name}_FILE" for name in known]
+    spelt = [name.removeprefix(PREFIX) for name in known if name.startswith(PREFIX)]
     warnings = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            nearest = difflib.get_close_matches(name.removeprefix(PREFIX), spelt, n=1, cutoff=0.7)
+            hint = f" Did you mean {PREFIX}{nearest[0]}?" if nearest else ""
             warnings.append(f"{name} is not a setting of this service and is ignored.{hint}")
     return tuple(warnings)
 

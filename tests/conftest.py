@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
@@ -103,10 +104,17 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that the user who runs Postgres for root can pass through; pytest's own are closed."""
+    with TemporaryDirectory(prefix="identity-tests-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(open_folder: Path) -> Iterator[str]:
     """A server of our own for the whole run; nothing it holds has to survive."""
-    folder = tmp_path_factory.mktemp("postgres") / "data"
-    with postgres(folder, options=("fsync=off", "full_page_writes=off")) as server:
+    with postgres(open_folder / "postgres", options=("fsync=off", "full_page_writes=off")) as server:
         yield server.url
 
 

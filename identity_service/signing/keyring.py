@@ -5,7 +5,7 @@ talking to each other.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -31,14 +31,14 @@ class KeyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One RSA key. `private` is None as soon as the key has stopped signing."""
+    """One RSA key; `kid` stands for its numbers. `private` is None as soon as the key has stopped signing."""
 
     kid: str
     created_at: datetime
     signs_from: datetime | None
     revoked_at: datetime | None
-    public: RSAPublicKey
-    private: RSAPrivateKey | None = None
+    public: RSAPublicKey = field(compare=False, repr=False)
+    private: RSAPrivateKey | None = field(default=None, compare=False, repr=False)
 
     def took_over_by(self, now: datetime) -> bool:
         """Whether the key's turn to sign has come; one revoked before its turn never had one."""

@@ -1,0 +1,163 @@
+"""The commands that others script against: their JSON, their words and their exit codes."""
+
+import json
+from datetime import datetime
+
+import pytest
+
+from identity_service import errors
+from identity_service.cli import EXIT_CODES
+from tests.cli.conftest import Command
+from tests.conftest import PASSWORD
+
+ROW = {"kid", "state", "created_at", "signs_from", "in_jwks_until", "verified_until"}
+
+
+def listed(command: Command) -> list[dict[str, str]]:
+    outcome = command("keys", "list", "--json")
+    assert outcome.code == 0
+    rows: list[dict[str, str]] = json.loads(outcome.out)
+    return rows
+
+
+def test_keys_list_json_has_the_members_of_the_contract(command: Command):
+    rows = listed(command)
+    assert [row["state"] for row in rows] == ["standby", "active"]
+    assert all(row.keys() == ROW for row in rows)
+    assert datetime.fromisoformat(rows[1]["signs_from"]).tzinfo is not None
+    assert rows[1]["in_jwks_until"] is None
+
+
+def test_keys_list_prints_a_table(command: Command):
+    outcome = command("keys", "list")
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) == 3
+
+
+def test_keys_rotate_promotes_the_standby_key(command: Command):
+    standby = listed(command)[0]["kid"]
+    outcome = command("keys", "rotate")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"Rotated: {standby} signs from now on. Nothing to restart.")
+    rows = listed(command)
+    assert [row["state"] for row in rows] == ["standby", "active", "retiring"]
+    assert rows[2]["in_jwks_until"]
+    assert rows[2]["verified_until"] > rows[2]["in_jwks_until"]
+
+
+def test_keys_rotate_schedules_what_is_too_young_and_says_when(command: Command):
+    command("keys", "rotate")
+    scheduled = command("keys", "rotate")
+    assert scheduled.code == 0
+    assert scheduled.out.startswith("Scheduled: ")
+    again = command("keys", "rotate")
+    assert again.out.startswith("A rotation is already scheduled: ")
+    at_once = command("keys", "rotate", "--now", "--json")
+    assert sorted(row["state"] for row in json.loads(at_once.out)) == ["active", "retiring", "retiring", "standby"]
+
+
+def test_keys_revoke_wants_yes_and_knows_its_keys(command: Command):
+    kid = listed(command)[1]["kid"]
+    assert command("keys", "revoke", kid).code == 2
+    assert listed(command)[1]["state"] == "active"
+    outcome = command("keys", "revoke", kid, "--yes")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"Revoked {kid}.")
+    assert [row["state"] for row in listed(command)] == ["standby", "active", "revoked"]
+    missing = command("keys", "revoke", "A" * 43, "--yes", "--json")
+    assert (missing.code, missing.err) == (3, "identity-service: There is no key with this id.\n")
+
+
+def test_keys_of_an_empty_folder_is_a_configuration_error(command: Command, tmp_path):
+    outcome = command("keys", "list", IDENTITY_KEYS_DIR=str(tmp_path / "none"))
+    assert outcome.code == 2
+    assert "serve" in outcome.err
+
+
+def test_users_create_show_disable_enable_delete(command: Command):
+    created = command(
+        "users", "create", "Alice", "--password-stdin", "--role", "admin", "--json", stdin=PASSWORD + "\n"
+    )
+    assert created.code == 0
+    user = json.loads(created.out)
+    assert (user["username"], user["roles"], user["disabled_at"]) == ("alice", ["admin"], None)
+    assert json.loads(command("users", "show", "alice", "--json").out) == user
+    assert json.loads(command("users", "disable", "alice", "--json").out)["disabled_at"]
+    assert json.loads(command("users", "enable", "ALICE", "--json").out) == user
+    assert "alice" in command("users", "show", "alice").out
+    assert command("users", "delete", "alice").code == 0
+    assert command("users", "show", "alice").code == 3
+
+
+@pytest.mark.parametrize("verb", ["show", "disable", "enable", "delete"])
+def test_an_unknown_user_exits_with_three(command: Command, verb):
+    outcome = command("users", verb, "nobody")
+    assert (outcome.code, outcome.err) == (3, "identity-service: There is no such user.\n")
+
+
+def test_a_taken_username_exits_with_four(command: Command):
+    arguments = ("users", "create", "alice", "--password-stdin")
+    assert command(*arguments, stdin=PASSWORD).code == 0
+    outcome = command(*arguments, stdin=PASSWORD)
+    assert (outcome.code, outcome.err) == (4, "identity-service: This username is already taken.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "says"),
+    [
+        (("alice", "--password-stdin"), "short", "at least 15 characters"),
+        (("alice", "--password-stdin"), "", "must not be empty"),
+        (("al ice", "--password-stdin"), PASSWORD, "without spaces"),
+        (("alice", "--password-stdin", "--email", "nowhere"), PASSWORD, "not an e-mail address"),
+    ],
+)
+def test_a_refused_account_exits_with_one_and_says_why(command: Command, arguments, stdin, says):
+    outcome = command("users", "create", *arguments, stdin=stdin)
+    assert outcome.code == 1
+    assert says in outcome.err
+
+
+def test_an_impossible_role_exits_with_two(command: Command):
+    outcome = command("users", "create", "alice", "--password-stdin", "--role", "Über", stdin=PASSWORD)
+    assert outcome.code == 2
+
+
+def test_config_show_tells_each_value_and_where_it_came_from(command: Command, database_url):
+    outcome = command("config", "show", "--json", IDENTITY_ACCESS_LIFETIME="60", IDENTITY_KEYS_PASSPHRASE="hunter2")
+    rows = json.loads(outcome.out)
+    assert rows["IDENTITY_ACCESS_LIFETIME"] == {"value": 60, "from": "IDENTITY_ACCESS_LIFETIME"}
+    assert rows["IDENTITY_REFRESH_LIFETIME"] == {"value": 1209600, "from": "default"}
+    assert rows["IDENTITY_DATABASE_URL"]["from"] == "DATABASE_URL"
+    assert rows["IDENTITY_KEYS_PASSPHRASE"]["value"] == "********"
+    assert "hunter2" not in outcome.out
+
+
+def test_config_show_masks_the_password_of_the_database(command: Command):
+    url = "postgresql://service:hunter2@db.example.com:5432/identity?sslmode=require"
+    outcome = command("config", "show", DATABASE_URL=url, IDENTITY_ACESS_LIFETIME="1")
+    assert "hunter2" not in outcome.out
+    assert "db.example.com:5432/identity" in outcome.out
+    assert "warning: IDENTITY_ACESS_LIFETIME" in outcome.out
+
+
+def test_migrate_says_what_it_did(command: Command, new_database):
+    url = new_database("by_command")
+    assert command("migrate", DATABASE_URL=url).out == "Migrated the schema from nothing to 0001.\n"
+    assert command("migrate", DATABASE_URL=url).out == "The schema is up to date (0001).\n"
+
+
+def test_a_command_without_a_database_exits_with_five(command: Command, tmp_path):
+    outcome = command("users", "show", "alice", DATABASE_URL=f"postgresql://x@/y?host={tmp_path}")
+    assert outcome.code == 5
+    assert "DATABASE_URL" in outcome.err
+
+
+@pytest.mark.parametrize("arguments", [("serve", "--nonsense"), ("users", "create"), ("nonsense",)])
+def test_wrong_usage_exits_with_two(command: Command, arguments):
+    assert command(*arguments).code == 2
+
+
+def test_every_error_of_a_dependency_exits_with_five():
+    """A new kind of absence must not pass for an ordinary failure."""
+    away = {errors.DatabaseUnavailable, errors.KeysUnavailable}
+    assert {error for error, code in EXIT_CODES.items() if code == 5} == away

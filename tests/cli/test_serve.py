@@ -1,0 +1,255 @@
+"""The service as a process: starting, refusing to start, stopping, being killed, and several workers."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import jwt
+import pytest
+
+from tests.cli.conftest import Service, StartService, free_port
+from tests.conftest import PASSWORD, bearer
+
+ALICE = {"username": "alice", "password": PASSWORD}
+
+
+def sign_up(service: Service) -> dict[str, str]:
+    assert service.post("/users", json=ALICE).status_code == 201
+    return log_in(service)
+
+
+def log_in(service: Service) -> dict[str, str]:
+    answer = service.post("/token", data={"grant_type": "password", **ALICE})
+    assert answer.status_code == 200, answer.text
+    tokens: dict[str, str] = answer.json()
+    return tokens
+
+
+def refused(service: Service) -> tuple[int, str]:
+    """Return the exit code and what was said, which must be one line."""
+    _, err = service.process.communicate(timeout=30)
+    said = err.strip()
+    assert "\n" not in said, said
+    assert "Traceback" not in said
+    return service.process.returncode, said
+
+
+def test_it_prints_where_it_is_and_what_to_do_next(serve: StartService):
+    service = serve()
+    issuer = service.environment["IDENTITY_ISSUER_URL"]
+    assert "server" not in service.get("/health").headers
+    out, _ = service.stop(signal.SIGINT)
+    assert service.process.returncode == 0
+    for line in (issuer, f"{issuer}/.well-known/jwks.json", f"{issuer}/docs", "make demo", "curl"):
+        assert line in out
+
+
+def test_a_stock_library_verifies_what_it_signs(serve: StartService):
+    service = serve()
+    issuer = service.environment["IDENTITY_ISSUER_URL"]
+    token = sign_up(service)["access_token"]
+    key = jwt.PyJWKClient(f"{service.url}/.well-known/jwks.json").get_signing_key_from_jwt(token)
+    claims = jwt.decode(token, key, algorithms=["RS256"], audience="api", issuer=issuer)
+    assert claims["client_id"] == "first-party"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_embedded_postgres_starts_and_stops_with_it(serve: StartService, open_folder: Path, tmp_path, number):
+    place = open_folder / f"embedded{number}"
+    keys = {"IDENTITY_KEYS_DIR": str(tmp_path / "new keys"), "IDENTITY_EMBEDDED_DIR": str(place)}
+    service = serve(without=("DATABASE_URL",), **keys)
+    sign_up(service)
+    assert (place / "postmaster.pid").exists()
+    out, _ = service.stop(number)
+    assert "Created the signing keys" in out
+    assert service.process.returncode == 0
+    assert not (place / "postmaster.pid").exists()
+    again = serve(without=("DATABASE_URL",), **keys)
+    assert log_in(again)["token_type"] == "Bearer"
+
+
+def test_a_kill_never_prevents_the_next_start(serve: StartService, open_folder: Path):
+    place = open_folder / "killed"
+    service = serve(without=("DATABASE_URL",), IDENTITY_EMBEDDED_DIR=str(place))
+    sign_up(service)
+    service.process.kill()
+    service.process.communicate()
+    again = serve(without=("DATABASE_URL",), IDENTITY_EMBEDDED_DIR=str(place))
+    log_in(again)
+    again.stop()
+    assert not (place / "postmaster.pid").exists(), "the server that the killed process left behind is stopped too"
+
+
+def test_two_services_share_the_embedded_postgres_and_the_last_one_stops_it(serve: StartService, open_folder: Path):
+    place = open_folder / "shared"
+    one = serve(without=("DATABASE_URL",), IDENTITY_EMBEDDED_DIR=str(place))
+    sign_up(one)
+    two = serve(without=("DATABASE_URL",), IDENTITY_EMBEDDED_DIR=str(place))
+    one.stop()
+    log_in(two)
+    two.stop()
+    assert not (place / "postmaster.pid").exists()
+
+
+def test_a_taken_port_is_said_in_one_line(serve: StartService):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, said = refused(serve(ready=False, IDENTITY_BIND=bind))
+    assert code == 2
+    assert said.startswith(f"identity-service: {bind} cannot be bound (Address already in use)")
+    assert "IDENTITY_BIND" in said
+
+
+def test_an_unreachable_database_is_said_in_one_line_without_its_password(serve: StartService):
+    url = f"postgresql://service:hunter2-secret@127.0.0.1:{free_port()}/identity"
+    code, said = refused(serve(ready=False, DATABASE_URL=url))
+    assert code == 5
+    assert "DATABASE_URL" in said
+    assert "hunter2" not in said
+
+
+def test_a_wrong_password_of_the_database_is_said_in_one_line(serve: StartService, database_url):
+    code, said = refused(serve(ready=False, DATABASE_URL=database_url.replace("identity@", "stranger@")))
+    assert code == 5
+    assert "DATABASE_URL" in said
+
+
+def test_a_wrong_setting_is_said_in_one_line(serve: StartService):
+    code, said = refused(serve(ready=False, IDENTITY_ACCESS_LIFETIME="ten minutes"))
+    assert (code, said) == (2, "identity-service: IDENTITY_ACCESS_LIFETIME: must be a number of seconds.")
+
+
+def test_keys_that_others_can_read_are_said_in_one_line(serve: StartService, environment):
+    next(Path(environment["IDENTITY_KEYS_DIR"]).glob("*.pem")).chmod(0o644)
+    code, said = refused(serve(ready=False))
+    assert code == 2
+    assert "chmod 600" in said
+
+
+def test_a_ring_whose_active_private_half_is_gone_is_said_in_one_line(serve: StartService, environment):
+    """F75: it neither starts with half a key nor makes a new one in silence."""
+    for path in Path(environment["IDENTITY_KEYS_DIR"]).glob("*.pem"):
+        path.unlink()
+    code, said = refused(serve(ready=False))
+    assert code == 2
+    assert "can sign" in said
+
+
+def test_an_unknown_setting_is_a_warning_and_no_more(serve: StartService):
+    service = serve(IDENTITY_ACESS_LIFETIME="60")
+    _, err = service.stop()
+    assert "Did you mean IDENTITY_ACCESS_LIFETIME?" in err
+
+
+def test_without_the_schema_it_starts_and_is_not_ready_until_someone_migrates(serve: StartService, new_database):
+    url = new_database("not_migrated")
+    service = serve(ready=False, DATABASE_URL=url)
+    for _ in range(100):
+        try:
+            answer = service.get("/readyz")
+            break
+        except httpx2.HTTPError:
+            time.sleep(0.1)
+    assert (answer.status_code, answer.json()["missing"]) == (503, ["schema"])
+    tokens = service.post("/token", data={"grant_type": "password", **ALICE})
+    assert (tokens.status_code, tokens.json()["error"]) == (503, "temporarily_unavailable")
+    migrate = subprocess.run([sys.executable, "-m", "identity_service", "migrate"], env=service.environment, check=True)
+    assert migrate.returncode == 0
+    service.wait_until_ready()
+    sign_up(service)
+
+
+def test_every_worker_refuses_a_revoked_access_token_at_once(serve: StartService):
+    service = serve("--workers", "2")
+    tokens = sign_up(service)
+    with ThreadPoolExecutor(8) as pool:
+
+        def ask(_: int) -> int:
+            return service.get("/users/me", headers=bearer(tokens["access_token"])).status_code
+
+        assert set(pool.map(ask, range(40))) == {200}
+        assert service.post("/revoke", data={"token": tokens["refresh_token"]}).status_code == 200
+        assert set(pool.map(ask, range(40))) == {401}
+    service.stop()
+    assert service.process.returncode == 0
+
+
+def test_workers_take_up_a_rotation_within_five_seconds_and_refuse_nothing(serve: StartService):
+    """KEY-3: no restart, and a stock verifier that never fetches again still knows the key."""
+    service = serve("--workers", "2")
+    tokens = sign_up(service)
+    keys = jwt.PyJWKClient(f"{service.url}/.well-known/jwks.json")
+    before = jwt.get_unverified_header(tokens["access_token"])["kid"]
+    keys.get_signing_key(before)
+    rotate = [sys.executable, "-m", "identity_service", "keys", "rotate", "--now"]
+    subprocess.run(rotate, env=service.environment, check=True, stdout=subprocess.DEVNULL)
+    assert not (Path(service.environment["IDENTITY_KEYS_DIR"]) / f"{before}.pem").exists()
+    deadline = time.monotonic() + 5
+    in_a_row = 0
+    while in_a_row < 8:
+        assert time.monotonic() < deadline, "a worker still signs with the spent key"
+        form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+        tokens = service.post("/token", data=form).json()
+        kid = jwt.get_unverified_header(tokens["access_token"])["kid"]
+        assert keys.get_signing_key(kid), "known without fetching again"
+        in_a_row = 0 if kid == before else in_a_row + 1
+    assert len(service.get("/.well-known/jwks.json").json()["keys"]) == 3
+
+
+def test_a_polite_stop_turns_readiness_first(serve: StartService):
+    service = serve(IDENTITY_DRAIN="2")
+    service.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    answer = service.get("/readyz")
+    assert (answer.status_code, answer.json()["missing"]) == (503, ["draining"])
+    assert service.get("/health").status_code == 200
+    service.process.communicate(timeout=30)
+
+
+def test_nothing_it_prints_or_writes_outside_the_keys_folder_holds_a_secret(serve: StartService, open_folder: Path):
+    """F65, LOG-1: no private key, no password, no token in the output or in any file of the database."""
+    place = open_folder / "scanned"
+    service = serve(without=("DATABASE_URL",), IDENTITY_EMBEDDED_DIR=str(place), IDENTITY_LOG_LEVEL="debug")
+    tokens = sign_up(service)
+    service.post("/token", data={"grant_type": "password", "username": "alice", "password": "a wrong one " + PASSWORD})
+    service.post("/users", json={"username": "bob", "password": "short hunter2"})
+    service.post("/revoke", data={"token": tokens["refresh_token"]})
+    out, err = service.stop()
+    written = [path.read_bytes() for path in place.rglob("*") if path.is_file()]
+    secrets = [PASSWORD, "hunter2", tokens["access_token"], tokens["refresh_token"].split(".")[2], "PRIVATE KEY"]
+    printed = re.sub(r"curl.*\n.*\n", "", out)
+    for secret in secrets:
+        assert secret not in printed.replace(f"'password={PASSWORD}'", "")
+        assert secret not in err
+        assert not any(secret.encode() in content for content in written), secret
+
+
+def test_the_healthcheck_command_tells_ready_from_not(serve: StartService):
+    service = serve()
+    check = [sys.executable, "-m", "identity_service", "healthcheck"]
+    healthy = subprocess.run(check, env=service.environment, capture_output=True, text=True, check=False)
+    assert (healthy.returncode, healthy.stdout) == (0, '{"status":"ok","missing":[]}\n')
+    service.stop()
+    gone = subprocess.run(check, env=service.environment, capture_output=True, text=True, check=False)
+    assert gone.returncode == 1
+    assert "nothing answers" in gone.stderr
+
+
+def test_the_cookie_of_plain_http_localhost_works_end_to_end(serve: StartService):
+    service = serve()
+    sign_up(service)
+    origin = {"Origin": service.environment["IDENTITY_ISSUER_URL"]}
+    with httpx2.Client(base_url=service.url, headers=origin) as browser:
+        assert browser.post("/login", json=ALICE).status_code == 200
+        assert browser.cookies.get("identity-refresh")
+        assert browser.post("/refresh", json={}).status_code == 200
+        assert browser.post("/logout", json={}).status_code == 204
+        assert browser.post("/refresh", json={}).status_code == 401

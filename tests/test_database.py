@@ -1,0 +1,140 @@
+"""The schema goes up, down and up again; every statement prepares against it; a lost database is one error."""
+
+import asyncio
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+
+import identity_service
+from identity_service.cli.migrate import alembic_config, upgrade
+from identity_service.database import ATTEMPTS, SCHEMA_HEAD, open_database
+from identity_service.errors import DatabaseUnavailable
+
+
+def statements() -> Iterator[tuple[str, str]]:
+    """Find every SQL constant of every store."""
+    for module in pkgutil.walk_packages(identity_service.__path__, "identity_service."):
+        if module.name.endswith(".store"):
+            for name, value in vars(importlib.import_module(module.name)).items():
+                if name.isupper() and isinstance(value, str) and not name.startswith("_"):
+                    yield f"{module.name}.{name}", value
+
+
+@pytest.mark.parametrize(("name", "sql"), list(statements()), ids=lambda value: value if "." in value else "")
+async def test_every_statement_prepares_against_the_schema(database_url, name, sql):
+    connection = await asyncpg.connect(database_url)
+    prepared = await connection.prepare(sql)
+    assert prepared.get_query() == sql, name
+    await connection.close()
+
+
+def test_there_are_statements_to_prepare():
+    assert len(list(statements())) >= 15
+
+
+async def shape(url: str) -> list[str]:
+    connection = await asyncpg.connect(url)
+    rows = await connection.fetch(
+        "SELECT table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable AS line"
+        " FROM information_schema.columns WHERE table_schema = 'public'"
+        " UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
+        " UNION ALL SELECT conrelid::regclass || ' ' || pg_get_constraintdef(oid) FROM pg_constraint"
+        "  WHERE connamespace = 'public'::regnamespace ORDER BY line"
+    )
+    await connection.close()
+    return [row["line"] for row in rows]
+
+
+def test_the_schema_goes_up_and_down_and_up_again(new_database: Callable[[str], str]):
+    url = new_database("up_down_up")
+    upgrade(url)
+    first = asyncio.run(shape(url))
+    command.downgrade(alembic_config(url), "base")
+    assert [line for line in asyncio.run(shape(url)) if "alembic_version" not in line] == []
+    upgrade(url)
+    assert asyncio.run(shape(url)) == first
+    assert any(line.startswith("sessions.generation") for line in first)
+
+
+def test_the_head_that_serving_expects_is_the_newest_migration(migrated):
+    scripts = ScriptDirectory.from_config(alembic_config(migrated))
+    assert scripts.get_heads() == [SCHEMA_HEAD]
+
+
+def test_two_deploys_that_migrate_at_once_migrate_once(new_database: Callable[[str], str]):
+    url = new_database("two_deploys")
+    program = [sys.executable, "-m", "identity_service", "migrate"]
+    runs = [subprocess.Popen(program, env={"DATABASE_URL": url}, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        output, _ = run.communicate(timeout=60)
+        assert run.returncode == 0, output
+    assert asyncio.run(shape(url))
+
+
+async def test_a_server_that_is_away_is_one_error(tmp_path):
+    with pytest.raises(DatabaseUnavailable) as refused:
+        async with open_database(f"postgresql://nobody:secret@/x?host={tmp_path}", pool_size=2):
+            pytest.fail("there is no server")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "postgresql://[bad", "postgresql+asyncpg://x:notaport/y"])
+async def test_a_url_that_is_none_is_one_error(url):
+    with pytest.raises(DatabaseUnavailable):
+        async with open_database(url, pool_size=2):
+            pytest.fail("that is no URL")
+
+
+async def test_the_spelling_of_sqlalchemy_users_is_understood(database_url):
+    async with open_database(database_url.replace("postgresql://", "postgresql+asyncpg://"), pool_size=1) as database:
+        assert await database.schema_revision() == SCHEMA_HEAD
+
+
+async def test_a_connection_that_was_cut_is_unavailable_once_and_then_replaced(database_url):
+    async with open_database(database_url, pool_size=1) as database:
+        with pytest.raises(DatabaseUnavailable):
+            async with database.connection() as db:
+                await db.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        assert await database.schema_revision() == SCHEMA_HEAD
+
+
+async def test_a_conflict_is_tried_again_and_then_given_up(database_url):
+    attempts = 0
+
+    async def conflicting(db):
+        nonlocal attempts
+        attempts += 1
+        await db.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+
+    async with open_database(database_url, pool_size=1) as database:
+        with pytest.raises(DatabaseUnavailable):
+            await database.transact(conflicting)
+    assert attempts == ATTEMPTS
+
+
+async def test_a_deadlock_is_resolved_by_trying_again(database_url):
+    """Two transactions that take two locks in opposite order both end well."""
+    turns = asyncio.Barrier(2)
+    tried = [0, 0]
+
+    async def locking(who: int) -> None:
+        async def unit(db):
+            tried[who] += 1
+            first, second = (1, 2) if who == 0 else (2, 1)
+            await db.execute("SELECT pg_advisory_xact_lock($1)", first)
+            if tried[who] == 1:
+                await turns.wait()
+            await db.execute("SELECT pg_advisory_xact_lock($1)", second)
+
+        await database.transact(unit)
+
+    async with open_database(database_url, pool_size=2) as database:
+        await asyncio.gather(locking(0), locking(1))
+    assert sum(tried) == 3

@@ -1,0 +1,122 @@
+"""Reading the environment: every wrong setting is one line that names the variable and the fix."""
+
+from datetime import timedelta
+
+import pytest
+
+from identity_service.errors import ConfigurationError
+from identity_service.settings import Settings, load
+
+
+def test_defaults_are_those_of_the_contract():
+    settings = load({}).settings
+    assert settings.issuer_url == "http://localhost:8000"
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert settings.audience == ("api",)
+    assert settings.access_lifetime == timedelta(seconds=600)
+    assert settings.refresh_lifetime == timedelta(days=14)
+    assert settings.session_lifetime == timedelta(days=30)
+    assert settings.refresh_retry_window == timedelta(seconds=30)
+    assert settings.key_publish_window == timedelta(seconds=900)
+    assert settings.password_min_length == 15
+    assert (settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism) == (19456, 2, 1)
+    assert settings.database_url is None
+    assert not load({}).warnings
+
+
+def test_the_default_issuer_follows_the_port():
+    assert load({"IDENTITY_BIND": "0.0.0.0:9000"}).settings.issuer_url == "http://localhost:9000"
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"IDENTITY_BIND": "8000"}, "IDENTITY_BIND: must be HOST:PORT"),
+        ({"IDENTITY_BIND": "localhost:99999"}, "IDENTITY_BIND: must be HOST:PORT"),
+        ({"IDENTITY_BIND": ":8000"}, "IDENTITY_BIND: must be HOST:PORT"),
+        ({"IDENTITY_WORKERS": "0"}, "IDENTITY_WORKERS: input should be greater than or equal to 1"),
+        ({"IDENTITY_WORKERS": "many"}, "IDENTITY_WORKERS: input should be a valid integer"),
+        ({"IDENTITY_ACCESS_LIFETIME": "10m"}, "IDENTITY_ACCESS_LIFETIME: must be a number of seconds"),
+        ({"IDENTITY_ACCESS_LIFETIME": "nan"}, "IDENTITY_ACCESS_LIFETIME: must be a number of seconds"),
+        ({"IDENTITY_ACCESS_LIFETIME": "1e300"}, "IDENTITY_ACCESS_LIFETIME: must be a number of seconds"),
+        ({"IDENTITY_ACCESS_LIFETIME": "0"}, "IDENTITY_ACCESS_LIFETIME: input should be greater than"),
+        ({"IDENTITY_SESSION_LIFETIME": "-1"}, "IDENTITY_SESSION_LIFETIME: input should be greater than"),
+        ({"IDENTITY_PASSWORD_GRANT": "maybe"}, "IDENTITY_PASSWORD_GRANT: input should be 'on' or 'off'"),
+        ({"IDENTITY_SIGNUP": "on"}, "IDENTITY_SIGNUP: input should be 'open' or 'closed'"),
+        ({"IDENTITY_ISSUER_URL": "id.example.com"}, "IDENTITY_ISSUER_URL: must be scheme, host"),
+        ({"IDENTITY_ISSUER_URL": "https://id.example.com/"}, "IDENTITY_ISSUER_URL: must be scheme, host"),
+        ({"IDENTITY_ISSUER_URL": "https://id.example.com?x"}, "IDENTITY_ISSUER_URL: must be scheme, host"),
+        ({"IDENTITY_ISSUER_URL": "https://u:p@id.example.com"}, "IDENTITY_ISSUER_URL: must be scheme, host"),
+        ({"IDENTITY_ISSUER_URL": "https://id.example.com:x"}, "IDENTITY_ISSUER_URL: must be scheme, host"),
+        ({"IDENTITY_ISSUER_URL": "http://id.example.com"}, "IDENTITY_ISSUER_URL: must use https"),
+        ({"IDENTITY_ALLOWED_ORIGINS": "*"}, "IDENTITY_ALLOWED_ORIGINS: must list exact origins"),
+        ({"IDENTITY_ALLOWED_ORIGINS": "https://a.example/x"}, "IDENTITY_ALLOWED_ORIGINS: must list exact origins"),
+        ({"IDENTITY_ALLOWED_ORIGINS": "null"}, "IDENTITY_ALLOWED_ORIGINS: must list exact origins"),
+        ({"IDENTITY_AUDIENCE": ","}, "IDENTITY_AUDIENCE: must name at least one audience"),
+        ({"IDENTITY_PASSWORD_MIN_LENGTH": "4"}, "IDENTITY_PASSWORD_MIN_LENGTH: input should be greater"),
+        ({"IDENTITY_ARGON2_MEMORY_KIB": "8", "IDENTITY_ARGON2_PARALLELISM": "4"}, "IDENTITY_ARGON2_MEMORY_KIB must be"),
+        ({"IDENTITY_SESSION_LIFETIME": "20"}, "IDENTITY_REFRESH_RETRY_WINDOW must be shorter"),
+        ({"DATABASE_URL": "postgresql://a/x", "IDENTITY_DATABASE_URL": "postgresql://b/x"}, "are both set and differ"),
+        ({"IDENTITY_KEYS_PASSPHRASE_FILE": "/nowhere"}, "IDENTITY_KEYS_PASSPHRASE_FILE names a file that cannot be"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(environ, says):
+    with pytest.raises(ConfigurationError) as refused:
+        load(environ)
+    assert says in refused.value.text
+    assert "\n" not in refused.value.text
+
+
+def test_a_secret_is_never_in_the_message_about_it(tmp_path):
+    (tmp_path / "one").write_text("hunter2")
+    environ = {"IDENTITY_KEYS_PASSPHRASE": "correct horse", "IDENTITY_KEYS_PASSPHRASE_FILE": str(tmp_path / "one")}
+    with pytest.raises(ConfigurationError) as refused:
+        load(environ)
+    assert "hunter2" not in str(refused.value)
+    assert "correct horse" not in str(refused.value)
+
+
+def test_any_setting_is_read_from_a_file_without_its_last_line_break(tmp_path):
+    (tmp_path / "url").write_text("postgresql://service:secret@db/identity\n")
+    loaded = load({"DATABASE_URL_FILE": str(tmp_path / "url")})
+    assert loaded.settings.database_url is not None
+    assert loaded.settings.database_url.get_secret_value() == "postgresql://service:secret@db/identity"
+    assert loaded.origins["database_url"] == f"DATABASE_URL_FILE ({tmp_path / 'url'})"
+    assert "secret" not in repr(loaded)
+
+
+def test_an_empty_variable_counts_as_absent():
+    assert load({"DATABASE_URL": "", "IDENTITY_WORKERS": " "}).settings == load({}).settings
+
+
+def test_an_unknown_variable_is_a_warning_with_the_nearest_name():
+    (warning,) = load({"IDENTITY_ACESS_LIFETIME": "60", "OTHER": "x"}).warnings
+    assert warning == (
+        "IDENTITY_ACESS_LIFETIME is not a setting of this service and is ignored. "
+        "Did you mean IDENTITY_ACCESS_LIFETIME?"
+    )
+
+
+def test_a_variable_like_no_other_is_a_warning_without_a_guess():
+    (warning,) = load({"IDENTITY_XYZ": "1"}).warnings
+    assert warning == "IDENTITY_XYZ is not a setting of this service and is ignored."
+
+
+def test_lists_take_spaces_and_commas():
+    assert load({"IDENTITY_AUDIENCE": "orders, billing  api"}).settings.audience == ("orders", "billing", "api")
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().workers = 2
+
+
+@pytest.mark.parametrize(
+    "issuer", ["http://127.0.0.1:8000", "http://[::1]:8000", "http://id.localhost", "https://é.example"]
+)
+def test_plain_http_is_for_this_machine_only(issuer):
+    if issuer.isascii():
+        assert load({"IDENTITY_ISSUER_URL": issuer}).settings.issuer_url == issuer
+    else:
+        with pytest.raises(ConfigurationError):
+            load({"IDENTITY_ISSUER_URL": issuer})
