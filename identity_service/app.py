@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from types import FrameType
 from urllib.parse import urlsplit
 
@@ -20,9 +20,8 @@ from identity_service.errors import DatabaseUnavailable
 from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
 from identity_service.settings import Settings
-from identity_service.signing.key_files import KeyFolder
-from identity_service.signing.keyring import TokenLifetimes
-from identity_service.signing.live import LiveKeyring
+from identity_service.shell import utc_now
+from identity_service.signing.live import LiveKeyring, open_keys
 from identity_service.web import accounts, docs, health, login, metadata, problems, revocation, token
 from identity_service.web.middleware import Edge, EdgePolicy
 
@@ -31,10 +30,6 @@ log = logging.getLogger(__name__)
 KEYRING_POLL_SECONDS = 2.0
 PRUNE_SECONDS = 60.0
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datetime] = utc_now) -> FastAPI:
@@ -84,28 +79,6 @@ def from_environment() -> FastAPI:
     settings = configuration.load().settings
     logs.configure(settings.log_level)
     return create_app(settings, open_keys(settings))
-
-
-def key_folder(settings: Settings) -> KeyFolder:
-    passphrase = settings.keys_passphrase
-    return KeyFolder(
-        settings.keys_dir,
-        TokenLifetimes(access=settings.access_lifetime, refresh=settings.refresh_lifetime),
-        passphrase.get_secret_value().encode() if passphrase is not None else None,
-    )
-
-
-def open_keys(settings: Settings) -> LiveKeyring:
-    """Read the keyring.
-
-    Raises:
-        ConfigurationError: there is none, or it cannot be used.
-    """
-    return LiveKeyring(
-        key_folder(settings),
-        publish_window=settings.key_publish_window,
-        rotation_period=settings.key_rotation_period,
-    )
 
 
 def _edge_policy(settings: Settings) -> EdgePolicy:

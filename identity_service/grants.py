@@ -12,9 +12,9 @@ from identity_service.accounts import authentication, roles
 from identity_service.accounts import store as accounts
 from identity_service.clients import Client
 from identity_service.errors import SessionEnded, TokenRejected
-from identity_service.identifiers import token_id, uuid7
 from identity_service.runtime import Runtime
 from identity_service.sessions import Session, lifecycle, rotation
+from identity_service.shell import token_id, uuid7
 from identity_service.signing.keyring import Key
 from identity_service.tokens import access, refresh
 

@@ -29,6 +29,8 @@ from identity_service.errors import ConfigurationError
 
 PREFIX = "IDENTITY_"
 UNPREFIXED = {"database_url": "DATABASE_URL"}
+DATABASE_VARIABLES = ("IDENTITY_DATABASE_URL", "IDENTITY_DATABASE_URL_FILE", "DATABASE_URL", "DATABASE_URL_FILE")
+"""Everything that can name the database; a process that settles on one for its children removes the others."""
 
 
 def _seconds(value: object) -> object:

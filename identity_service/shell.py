@@ -1,8 +1,12 @@
-"""Ids made by the shell and handed down: time-ordered UUIDs for rows, random strings for tokens and requests."""
+"""What only the shell asks for, and hands down as values: the time, and new ids."""
 
 import secrets
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 def uuid7(now: datetime) -> UUID:

@@ -6,11 +6,11 @@ Reading commands take `--json`; diagnostics go to standard error. Exit codes: 0 
 
 import sys
 from datetime import datetime
+from importlib import import_module
 
 import typer
 
 from identity_service import errors
-from identity_service.cli import config, healthcheck, keys, migrate, serve, users
 from identity_service.errors import IdentityError
 
 EXIT_CODES: dict[type[IdentityError], int] = {
@@ -23,19 +23,32 @@ EXIT_CODES: dict[type[IdentityError], int] = {
 }
 """What is not listed exits with 1."""
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Users, passwords, sessions and tokens.")
-app.command("serve")(serve.serve)
-app.command("migrate")(migrate.migrate)
-app.command("healthcheck")(healthcheck.healthcheck)
-app.add_typer(keys.app, name="keys")
-app.add_typer(users.app, name="users")
-app.add_typer(config.app, name="config")
+COMMANDS = ("serve", "migrate", "healthcheck")
+NOUNS = ("keys", "users", "config")
+
+
+def assemble(typed: str) -> typer.Typer:
+    """Return the command line. Only what was typed is imported: a health check must not cost a whole service."""
+    app = typer.Typer(
+        no_args_is_help=True, pretty_exceptions_enable=False, help="Users, passwords, sessions and tokens."
+    )
+    known = (*COMMANDS, *NOUNS)
+    for name in (typed,) if typed in known else known:
+        module = import_module(f"identity_service.cli.{name}")
+        if name in COMMANDS:
+            app.command(name)(getattr(module, name))
+        else:
+            app.add_typer(module.app, name=name)
+    if typed in COMMANDS:
+        app.callback()(lambda: None)  # one command alone would otherwise not want its name
+    return app
 
 
 def run(*, started_at: datetime) -> None:
     """Run the command that was typed and exit as the table says."""
     try:
-        app(obj=started_at, prog_name="identity-service")
+        typed = sys.argv[1] if len(sys.argv) > 1 else ""
+        assemble(typed)(obj=started_at, prog_name="identity-service")
     except IdentityError as error:
         detail = f" ({error.detail})" if error.detail else ""
         print(f"identity-service: {error.text}{detail}", file=sys.stderr)

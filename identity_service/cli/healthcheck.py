@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from identity_service.cli.environment import load_settings
+from identity_service.settings import load
 
 TIMEOUT_SECONDS = 3
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
@@ -13,7 +13,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, no
 
 def healthcheck() -> None:
     """Exit 0 when the service at IDENTITY_BIND answers that it is ready, 1 otherwise."""
-    settings = load_settings()
+    settings = load().settings
     connection = http.client.HTTPConnection(
         _EVERYWHERE.get(settings.host, settings.host), settings.port, timeout=TIMEOUT_SECONDS
     )

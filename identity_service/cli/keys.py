@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from identity_service.app import key_folder, utc_now
 from identity_service.cli.environment import load_settings, print_json
 from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
+from identity_service.shell import utc_now
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import Keyring, KeyState
+from identity_service.signing.live import key_folder
 
 app = typer.Typer(no_args_is_help=True, help="Signing keys.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

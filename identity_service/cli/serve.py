@@ -14,12 +14,13 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from identity_service import logs
-from identity_service.app import create_app, key_folder, open_keys, utc_now
+from identity_service.app import create_app
 from identity_service.cli.environment import load_settings, schema_revision, with_database_url
 from identity_service.database import SCHEMA_HEAD
 from identity_service.errors import ConfigurationError, KeysUnavailable
-from identity_service.settings import Settings
-from identity_service.signing.live import LiveKeyring
+from identity_service.settings import DATABASE_VARIABLES, Settings
+from identity_service.shell import utc_now
+from identity_service.signing.live import LiveKeyring, key_folder, open_keys
 
 GRACE_SECONDS = 20
 
@@ -42,6 +43,8 @@ def serve(
         embedded = settings.database_url is None
         with with_database_url(settings) as settings:
             assert settings.database_url is not None, "with_database_url gives one"
+            for name in DATABASE_VARIABLES:
+                os.environ.pop(name, None)
             os.environ["IDENTITY_DATABASE_URL"] = settings.database_url.get_secret_value()
             _prepare_schema(settings, embedded=embedded)
             _print_welcome(settings, embedded=embedded)
@@ -118,7 +121,7 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
         f"    curl -s {issuer}/token -d grant_type=password -d username=alice \\",
         "         --data-urlencode 'password=correct horse battery staple'",
         "",
-        "  or `make demo` for the whole tour. Ctrl-C stops everything.",
+        f"  {'or `make demo` for the whole tour. ' if embedded else ''}Ctrl-C stops everything.",
         "",
     ]
     print("\n".join(lines), flush=True)

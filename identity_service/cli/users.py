@@ -9,12 +9,11 @@ import typer
 
 from identity_service.accounts import User, registration, roles, store
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
-from identity_service.app import utc_now
 from identity_service.cli.environment import database, load_settings, print_json, with_database_url
 from identity_service.database import Database
 from identity_service.errors import ConfigurationError, UserNotFound
-from identity_service.identifiers import uuid7
 from identity_service.settings import Settings
+from identity_service.shell import utc_now, uuid7
 
 app = typer.Typer(no_args_is_help=True, help="Accounts.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

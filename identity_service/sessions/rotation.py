@@ -57,9 +57,13 @@ async def _answer_retry_or_end(
         )
     if not set(scope) <= set(current.scope):
         raise ScopeRejected
-    if not retried:
+    if retried:
+        return current
+    # The current one after all: its account was being changed while the first attempt waited for the row.
+    session = await store.claim_generation(db, presented, scope=scope, now=now, idle_since=now - limits.idle)
+    if session is None:
         # Signed by us, yet never handed out as far as this database knows: it was restored from a backup.
         raise SessionEnded(
             detail=f"generation {presented.generation} is unknown, the session is at {current.generation}"
         )
-    return current
+    return session

@@ -58,7 +58,15 @@ class KeyFolder:
     passphrase: bytes | None = None
 
     def is_empty(self) -> bool:
-        return not (self.path / RING).exists()
+        """Whether there is no keyring yet.
+
+        Raises:
+            ConfigurationError: the folder cannot be looked into.
+        """
+        try:
+            return not (self.path / RING).exists()
+        except OSError as error:
+            raise ConfigurationError(f"{self.path} cannot be read: {error.strerror}.") from None
 
     def version(self) -> tuple[int, int]:
         """Return a value that changes whenever the keyring does; raises OSError when it cannot be seen."""
@@ -96,7 +104,10 @@ class KeyFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
         except OSError as error:
-            raise ConfigurationError(f"{self.path} cannot be created: {error.strerror}.") from None
+            raise ConfigurationError(
+                f"{self.path} cannot be made a private folder ({error.strerror}); "
+                "it must belong to the user who runs the service."
+            ) from None
         with self._locked():
             if self.is_empty():
                 self._write(rules.first_keys(lambda: fresh_key(now), self.lifetimes), now)

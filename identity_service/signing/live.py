@@ -4,11 +4,35 @@ import logging
 from datetime import datetime, timedelta
 
 from identity_service.errors import ConfigurationError
+from identity_service.settings import Settings
 from identity_service.signing import jwks
 from identity_service.signing.key_files import KeyFolder
-from identity_service.signing.keyring import KeyState
+from identity_service.signing.keyring import KeyState, TokenLifetimes
 
 log = logging.getLogger(__name__)
+
+
+def key_folder(settings: Settings) -> KeyFolder:
+    """Return the folder that the settings name."""
+    passphrase = settings.keys_passphrase
+    return KeyFolder(
+        settings.keys_dir,
+        TokenLifetimes(access=settings.access_lifetime, refresh=settings.refresh_lifetime),
+        passphrase.get_secret_value().encode() if passphrase is not None else None,
+    )
+
+
+def open_keys(settings: Settings) -> "LiveKeyring":
+    """Read the keyring.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be used.
+    """
+    return LiveKeyring(
+        key_folder(settings),
+        publish_window=settings.key_publish_window,
+        rotation_period=settings.key_rotation_period,
+    )
 
 
 class LiveKeyring:

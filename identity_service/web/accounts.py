@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service.accounts import User, authentication, registration, store
 from identity_service.errors import CurrentPasswordWrong, InvalidCredentials, SignupClosed
-from identity_service.identifiers import uuid7
 from identity_service.runtime import Runtime
+from identity_service.shell import uuid7
 from identity_service.web.dependencies import Caller, SignedIn, public, runtime_of
 from identity_service.web.strict_json import StrictRoute
 

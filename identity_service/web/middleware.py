@@ -142,6 +142,8 @@ class Edge:
 
     def _log(self, scope: Scope, status: int, started: float) -> None:
         level = logging.ERROR if status >= 500 else logging.INFO
+        if scope["path"] in _PROBES:  # they come every few seconds, and say what is wrong by themselves
+            level = logging.DEBUG
         if not log.isEnabledFor(level):
             return
         client = scope.get("client")

@@ -1,6 +1,8 @@
 """The commands that others script against: their JSON, their words and their exit codes."""
 
 import json
+import subprocess
+import sys
 from datetime import datetime
 
 import pytest
@@ -161,3 +163,13 @@ def test_every_error_of_a_dependency_exits_with_five():
     """A new kind of absence must not pass for an ordinary failure."""
     away = {errors.DatabaseUnavailable, errors.KeysUnavailable}
     assert {error for error, code in EXIT_CODES.items() if code == 5} == away
+
+
+def test_a_health_check_does_not_import_a_whole_service():
+    """It runs every few seconds in every container."""
+    script = (
+        "import sys; from identity_service.cli import assemble; assemble('healthcheck');"
+        "print([name for name in ('fastapi', 'asyncpg', 'cryptography', 'argon2') if name in sys.modules])"
+    )
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert outcome.stdout == "[]\n"

@@ -5,6 +5,7 @@ from base64 import urlsafe_b64decode
 from collections import Counter
 from contextlib import AsyncExitStack
 from json import loads
+from uuid import UUID
 
 import pytest
 
@@ -194,6 +195,30 @@ async def test_after_disabling_returns_no_refresh_succeeds(api, alice, clock):
     assert {answer.status_code for answer in late} == {400}
     newest = [answer.json()["refresh_token"] for answer in early if answer.status_code == 200]
     assert {(await api.refresh(token)).status_code for token in newest} <= {400}
+
+
+async def test_a_refresh_that_waits_for_a_password_change_in_its_own_session_goes_on(api, alice, clock):
+    """The session that changes the password lives on, even if it refreshes at the same moment."""
+    tokens = await alice.log_in()
+    password_changed_at = await api.scalar("SELECT password_changed_at FROM users")
+    clock.advance(seconds=1)
+    async with api.database.connection() as db:
+        transaction = db.transaction()
+        await transaction.start()
+        await registration.change_password(
+            db,
+            UUID(alice.id),
+            password_hash="another",
+            proved_at=password_changed_at,
+            keep_session=UUID(str(claims_of(tokens["refresh_token"])["sid"])),
+            now=clock(),
+            access_lifetime=api.settings.access_lifetime,
+        )
+        refresh = asyncio.create_task(api.refresh(tokens["refresh_token"]))
+        done, _ = await asyncio.wait([refresh], timeout=0.3)
+        assert not done, "the refresh waits for the session's row"
+        await transaction.commit()
+    assert (await refresh).status_code == 200
 
 
 async def test_a_login_that_a_disabling_overtakes_leaves_no_session(api, alice, clock):

@@ -306,7 +306,7 @@ def test_a_folder_that_cannot_be_trusted_is_refused_in_one_line(folder, damage, 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match="cannot be created"):
+    with pytest.raises(ConfigurationError, match="cannot be made a private folder"):
         KeyFolder(tmp_path / "file" / "keys", LIFETIMES).create(now=START)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         KeyFolder(tmp_path / "file" / "keys", LIFETIMES).read()
