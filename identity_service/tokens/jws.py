@@ -25,6 +25,7 @@ LEEWAY = timedelta(seconds=30)
 
 _RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
 _COMPACT = re.compile(r"([A-Za-z0-9_-]{1,512})\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII)
+_VISIBLE = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _KID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 
 
@@ -84,9 +85,9 @@ def moment(claims: Mapping[str, Any], name: str) -> datetime:
 
 
 def text(claims: Mapping[str, Any], name: str) -> str:
-    """Return a claim that is a string and not empty."""
+    """Return a claim that is a string of visible ASCII characters (which is all we write), and not empty."""
     value = claims.get(name)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
         raise TokenRejected("missing_claim", name)
     return value
 
