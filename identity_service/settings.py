@@ -247,11 +247,14 @@ def _read(name: str, value: str) -> str:
     if not name.endswith("_FILE"):
         return value.strip()
     try:
-        return Path(value).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+        content = Path(value).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"{name} names a file that cannot be read: {value} ({type(error).__name__})."
         ) from None
+    if not content:
+        raise ConfigurationError(f"{name} names a file that is empty: {value}.")
+    return content
 
 
 def _first_problem(error: ValidationError, origins: Mapping[str, str]) -> str:

@@ -57,6 +57,13 @@ def test_the_default_issuer_follows_the_port():
         ({"IDENTITY_ARGON2_MEMORY_KIB": "8", "IDENTITY_ARGON2_PARALLELISM": "4"}, "IDENTITY_ARGON2_MEMORY_KIB must be"),
         ({"IDENTITY_SESSION_LIFETIME": "20"}, "IDENTITY_REFRESH_RETRY_WINDOW must be shorter"),
         ({"DATABASE_URL": "postgresql://a/x", "IDENTITY_DATABASE_URL": "postgresql://b/x"}, "are both set and differ"),
+        ({"IDENTITY_ALLOWED_ORIGINS": "http://app.example"}, "IDENTITY_ALLOWED_ORIGINS: must list https origins"),
+        ({"IDENTITY_ISSUER_URL": 'https://"x"'}, "IDENTITY_ISSUER_URL: must be scheme, host"),
+        ({"IDENTITY_KEYS_PASSPHRASE": "  "}, "IDENTITY_KEYS_PASSPHRASE is set but empty"),
+        ({"DATABASE_URL": "host=db user=x password=hunter2"}, "DATABASE_URL: must be postgresql://"),
+        ({"DATABASE_URL": "postgresql://identity:hunter2/x@db/x"}, "DATABASE_URL: must be postgresql://"),
+        ({"DATABASE_URL": "postgresql://identity:hunter2#x@db/x"}, "DATABASE_URL: must be postgresql://"),
+        ({"DATABASE_URL": "mysql://identity:hunter2@db/x"}, "DATABASE_URL: must be postgresql://"),
         ({"IDENTITY_KEYS_PASSPHRASE_FILE": "/nowhere"}, "IDENTITY_KEYS_PASSPHRASE_FILE names a file that cannot be"),
     ],
 )
@@ -65,6 +72,29 @@ def test_a_wrong_setting_is_named_in_one_line(environ, says):
         load(environ)
     assert says in refused.value.text
     assert "\n" not in refused.value.text
+    assert "hunter2" not in refused.value.text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://identity@/postgres?host=/run/postgresql",
+        "postgres://identity:p%2Fw%23@db.internal:5432/identity?sslmode=require",
+        "postgresql+asyncpg://identity@one:5432,two:5432/identity?target_session_attrs=primary",
+        "postgresql://db",
+        "postgresql://identity:secret@[::1]:5432/identity",
+    ],
+)
+def test_every_usual_database_url_is_taken(url):
+    settings = load({"DATABASE_URL": url}).settings
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == url
+
+
+def test_a_file_that_is_empty_is_refused(tmp_path):
+    (tmp_path / "passphrase").write_text("\n")
+    with pytest.raises(ConfigurationError, match="names a file that is empty"):
+        load({"IDENTITY_KEYS_PASSPHRASE_FILE": str(tmp_path / "passphrase")})
 
 
 def test_a_secret_is_never_in_the_message_about_it(tmp_path):

@@ -59,10 +59,14 @@ def check_guessability(password: str, *, context: tuple[str, ...]) -> None:
     """
     from zxcvbn import zxcvbn
 
-    folded = _with_few_readings(unicodedata.normalize("NFKC", password))  # width is no strength
     known = sorted(_context_words(context))
-    estimates = [zxcvbn(part, user_inputs=known) for part in dict.fromkeys((folded[:_WINDOW], folded[-_WINDOW:]))]
-    if any(estimate["guesses_log10"] >= LEAST_GUESSES_LOG10 for estimate in estimates):
+    estimates = []
+    for form in dict.fromkeys((password, unicodedata.normalize("NFKC", password))):  # width is no strength
+        plain = _with_few_readings(form)
+        parts = dict.fromkeys((plain[:_WINDOW], plain[-_WINDOW:]))
+        strongest = max((zxcvbn(part, user_inputs=known) for part in parts), key=lambda found: found["guesses"])
+        estimates.append(strongest)
+    if all(estimate["guesses_log10"] >= LEAST_GUESSES_LOG10 for estimate in estimates):
         return
     matches = [match for estimate in estimates for match in _matches(estimate["sequence"])]
     patterns = {match["pattern"] for match in matches}

@@ -1,6 +1,7 @@
 """What a password must be, how it is compared, and that deciding it costs little (PWD-1 to PWD-4, F59, F60)."""
 
 import asyncio
+import contextlib
 import sys
 import time
 import unicodedata
@@ -213,6 +214,8 @@ GUESSES: dict[str, str | None] = {
     "               ": "repetitive",
     "\U0001f989" * 20: "repetitive",
     "a" * 256: "repetitive",
+    "\ufdfa" * 15: "repetitive",  # one character, which is eighteen once its width is folded
+    "\u337f" * 20: "repetitive",
     "123456789012345": "sequential",
     "abcdefghijklmnop": "sequential",
     "zyxwvutsrqponmlk": "sequential",
@@ -352,3 +355,17 @@ def test_normalising_twice_changes_nothing(text):
         return
     assert passwords.normalise(once) == once == unicodedata.normalize("NFC", text)
     assert 1 <= len(once) <= 256
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["p4@s8w(o{[<3d69!1|70$5+%2aeiou" * 3, "4@8({[<3691!|70$5+%2" * 4, "aA1!" * 60, "0123456789" * 20],
+)
+def test_no_password_takes_long_to_judge(password):
+    """Symbols that can be read as letters have thousands of readings; trying them all took seconds."""
+    with contextlib.suppress(PasswordRejected):
+        passwords.check_guessability("lists are loaded by the first", context=())
+    started = time.process_time()
+    with contextlib.suppress(PasswordRejected):
+        passwords.check_guessability(password, context=("alice",))
+    assert time.process_time() - started < 1

@@ -256,6 +256,10 @@ def folder_writable_by_others(folder: Path) -> None:
     folder.chmod(0o777)
 
 
+def ring_writable_by_others(folder: Path) -> None:
+    (folder / "keyring.json").chmod(0o622)
+
+
 def half_a_pem(folder: Path) -> None:
     path = next(folder.glob("*.pem"))
     path.write_bytes(path.read_bytes()[:200])
@@ -289,6 +293,7 @@ def ring_is_a_folder(folder: Path) -> None:
         (swapped_halves, "does not hold the key"),
         (readable_by_group, "chmod 600"),
         (folder_writable_by_others, "chmod 700"),
+        (ring_writable_by_others, "chmod 600"),
         (half_a_pem, "cannot be parsed"),
         (another_kind_of_key, "not an RSA key"),
         (no_ring, "holds no keyring"),
@@ -329,3 +334,32 @@ def test_private_halves_already_held_are_not_parsed_again(folder, monkeypatch):
     held = folder.read()
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("parsed again"))
     assert folder.read(held).keys == held.keys
+
+
+def test_a_folder_with_other_files_is_not_made_a_keys_folder(tmp_path):
+    """One mistyped setting must not cost anybody their files."""
+    place = tmp_path / "certificates"
+    place.mkdir(mode=0o755)
+    for name in ("server.pem", "ca-bundle.pem", ".draft.new", "notes.txt"):
+        (place / name).write_text("precious")
+    with pytest.raises(ConfigurationError, match="IDENTITY_KEYS_DIR"):
+        KeyFolder(place, LIFETIMES).create(now=START)
+    assert len(list(place.iterdir())) == 4
+    assert stat.S_IMODE(place.stat().st_mode) == 0o755
+
+
+def test_files_that_others_laid_beside_the_keys_stay(folder):
+    for name in ("server.pem", ".draft.new"):
+        (folder.path / name).write_text("precious")
+    rotate(folder)
+    assert (folder.path / "server.pem").read_text() == "precious"
+    assert (folder.path / ".draft.new").read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_looked_into_is_refused(folder, monkeypatch):
+    def closed(*_: object, **__: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", closed)
+    with pytest.raises(ConfigurationError, match="cannot be read: Permission denied"):
+        folder.is_empty()

@@ -3,9 +3,11 @@
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import redirect_stderr
 from io import StringIO
+from itertools import product
 
 import asyncpg
 import httpx2
@@ -187,6 +189,54 @@ async def test_a_compressed_body_is_not_unpacked(api):
     """A few bytes must not become a thousand times as many."""
     answer = await send(api, b"\x1f\x8b\x08\x00", chunked=False, **{"Content-Encoding": "gzip"})
     assert seen(answer) == problem(400, "malformed_json", "The body is not valid JSON in UTF-8.")
+
+
+PATTERNS = [
+    b"a",
+    b" ",
+    b",",
+    b";",
+    b"=",
+    b'"',
+    b"\\",
+    b"%",
+    b"/",
+    b".",
+    b"\xff",
+    b"a=",
+    b'a="b;',
+    b";a=b",
+    b'"a",',
+    b"W/",
+    b"e30.",
+    b"1-2,",
+]
+PREFIXES = [b"", b"application/json", b"application/x-www-form-urlencoded;", b"Basic ", b"Bearer ", b"bytes="]
+
+
+async def test_no_header_is_expensive_to_read(api):
+    """F69: what takes time that grows with the square of a header stops the service for everyone."""
+    names = (
+        b"Authorization",
+        b"Content-Type",
+        b"Cookie",
+        b"Origin",
+        b"Host",
+        b"If-None-Match",
+        b"Range",
+        b"X-Request-ID",
+    )
+    routes = [("GET", "/users/me"), ("GET", "/.well-known/jwks.json"), ("POST", "/token"), ("POST", "/login")]
+    slow = []
+    for name, prefix, pattern in product(names, PREFIXES, PATTERNS):
+        value = prefix + pattern * (30_000 // len(pattern))
+        for method, path in routes if prefix and name in (b"Authorization", b"Content-Type", b"Cookie") else routes[:1]:
+            started = time.thread_time()
+            answer = await api.http.request(method, path, headers=[(name, value)])
+            if time.thread_time() - started > 0.2:
+                slow.append((name, value[:40], path))
+            assert answer.status_code < 500
+    assert slow == []
 
 
 # Request ids
@@ -533,6 +583,7 @@ async def test_each_request_is_one_line_that_says_what_happened_and_not_what_was
     log_lines()
     await api.http.post("/token?password=in-the-query", data={"grant_type": "password", "username": "alice"})
     await api.token(grant_type="password", username="alice", password="wrong all the same")
+    await api.http.head("/")
     lines = [json.loads(line) for line in log_lines()]
     common = {"level": "info", "event": "request", "logger": "identity_service.request", "client": "127.0.0.1"}
     for line in lines:
@@ -549,6 +600,7 @@ async def test_each_request_is_one_line_that_says_what_happened_and_not_what_was
             "error": "InvalidCredentials",
             "detail": "wrong password",
         },
+        common | {"method": "HEAD", "path": "/", "status": 200},
     ]
 
 

@@ -326,6 +326,35 @@ async def test_without_a_session_there_is_nothing_to_refresh(api):
         assert is_cleared(answer)
 
 
+async def test_other_cookies_beside_ours_do_not_matter(api, alice):
+    """A browser sends all it has for the host, in one header or in several."""
+    _, cookie = await log_in(alice)
+    own = f"{COOKIE}={cookie}"
+    for lines in [
+        [f"a=b; {own}"],
+        [f"{own}; a=b"],
+        [f"a=b;{own};c=d"],
+        ["a=b", own],
+        [f"x{COOKIE}=y; {own}; {COOKIE.lower()}=z"],
+        [f"; ;=;a;=b; {own}"],
+        ["q=" + ";" * 20_000 + own],
+    ]:
+        api.http.cookies.clear()
+        headers = [("Origin", APP), *(("Cookie", line) for line in lines)]
+        assert (await api.http.post("/refresh", json={}, headers=headers)).status_code == 200, lines
+
+
+async def test_two_cookies_of_our_name_count_as_none(api, alice):
+    """One of them was planted, and which is not for us to guess; nobody is logged in as somebody else (F32)."""
+    _, cookie = await log_in(alice)
+    own, planted = f"{COOKIE}={cookie}", f"{COOKIE}=planted"
+    for lines in ([f"{own}; {planted}"], [f"{planted}; {own}"], [own, planted], [planted, own], [own, own]):
+        api.http.cookies.clear()
+        headers = [("Origin", APP), *(("Cookie", line) for line in lines)]
+        assert seen(await api.http.post("/refresh", json={}, headers=headers)) == ENDED, lines
+    assert (await post(api, "/refresh", cookie=cookie)).status_code == 200
+
+
 async def test_an_access_token_in_the_cookie_refreshes_nothing(api, alice):
     """RS-6, F18"""
     token, _ = await log_in(alice)

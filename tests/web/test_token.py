@@ -541,16 +541,6 @@ async def test_an_access_token_claims_exactly_what_the_contract_says(api, alice)
     }
 
 
-async def test_an_access_token_names_its_place_in_a_status_list(api, alice):
-    """TSL-1."""
-    _, claims = await decoded(api, (await alice.log_in())["access_token"], "api")
-    place = claims["status"]["status_list"]
-    assert place.keys() == {"idx", "uri"}
-    assert type(place["idx"]) is int
-    assert place["idx"] >= 0
-    assert place["uri"].startswith(f"{ISSUER}/status-lists/")
-
-
 async def test_a_refresh_token_claims_exactly_what_the_contract_says(api, alice):
     """For the issuer alone, without `nbf`, and its `jti` names session and generation."""
     tokens = await alice.log_in()

@@ -1,0 +1,132 @@
+"""What a client may send before it is a request: bounded in size, in number and in time, and linear to read."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.responses import PlainTextResponse
+
+from identity_service.web.protocol import MAX_HEAD, BoundedProtocol
+from tests.conftest import Api
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Impatient(BoundedProtocol):
+    seconds_to_arrive = 0.3
+
+
+@pytest.fixture
+def listening() -> Iterator[Callable[[type[BoundedProtocol]], int]]:
+    """Start uvicorn with a protocol around a small application, and return its port."""
+    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    def start(protocol: type[BoundedProtocol]) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(application, http=protocol, lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        servers.append((server, thread))
+        port: int = listener.getsockname()[1]
+        return port
+
+    yield start
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join()
+
+
+def talk(port: int, data: bytes, within: float = 5) -> bytes:
+    """Send something and return all that comes back until the connection is closed or nothing more comes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=within) as connection:
+        answer = b""
+        try:
+            connection.sendall(data)
+            while part := connection.recv(65536):
+                answer += part
+                connection.settimeout(1)
+        except (TimeoutError, ConnectionError):
+            pass
+        return answer
+
+
+def test_ordinary_requests_are_answered_one_after_the_other(listening):
+    port = listening(BoundedProtocol)
+    assert talk(port, GET).startswith(b"HTTP/1.1 200 OK")
+    assert talk(port, GET * 5).count(b"HTTP/1.1 200 OK") == 5
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * MAX_HEAD + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * MAX_HEAD,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X%d: y\r\n" % n for n in range(8000)) + b"\r\n",
+        b"GET /" + b"a" * MAX_HEAD + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["one large header", "one that never ends", "many headers", "a long path"],
+)
+def test_a_head_beyond_its_bound_is_refused_and_the_connection_closed(listening, head):
+    assert talk(listening(BoundedProtocol), head).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+def test_requests_sent_far_ahead_of_their_answers_end_the_connection(listening):
+    answer = talk(listening(BoundedProtocol), GET * 5000)
+    assert answer.count(b"HTTP/1.1 200 OK") < 5000
+    assert b"HTTP/1.1 400 Bad Request" in answer
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"", b"GET / HTTP/1.1\r\nHost:", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc"],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_a_request_that_does_not_arrive_is_not_waited_for(listening, part):
+    started = time.monotonic()
+    assert talk(listening(Impatient), part) == b""
+    assert time.monotonic() - started < 3
+
+
+async def lasting(api: Api, **headers: str) -> float:
+    """Return for how many seconds the event loop stood still while a request was answered."""
+    slowest = 0.0
+
+    async def tick() -> None:
+        nonlocal slowest
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            slowest = max(slowest, time.perf_counter() - before)
+
+    ticking = asyncio.create_task(tick())
+    answer = await api.http.post("/login", json={}, headers={"Origin": "https://id.example.com", **headers})
+    ticking.cancel()
+    assert answer.status_code < 500
+    return slowest
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Cookie": 'a="' + '\\"' * 14000 + '"'},
+        {"Cookie": "; ".join(f"a{n}=b" for n in range(4000))},
+        {"Content-Type": "application/json; a=" + '"' + ";" * 30000},
+        {"Content-Type": "application/json; a*=x; a*0=y"},
+        {"Content-Type": "application/json; a*" + "9" * 5000 + "=x"},
+    ],
+    ids=["escapes in a cookie", "many cookies", "many parameters", "continued parameter", "number of a parameter"],
+)
+async def test_no_header_is_read_in_quadratic_time(api, header):
+    """One request of 30 kB must not hold up everybody else's."""
+    assert await lasting(api, **header) < 0.25
