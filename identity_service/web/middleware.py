@@ -76,7 +76,8 @@ class Edge:
         head = scope["method"] == "HEAD"
         # Routes answer GET; HEAD is the same without the body (RFC 9110 9.3.2).
         method = "GET" if head else scope["method"]
-        scope = {**scope, "method": method, "identity.request_id": request_id, **self._cookies_of(scope)}
+        own = {"identity.request_id": request_id, "identity.method": scope["method"], **self._cookies_of(scope)}
+        scope = {**scope, "method": method, **own}
         status = 500
         begun = False
         ended = False
@@ -181,7 +182,7 @@ class Edge:
         client = scope.get("client")
         facts = {
             "request_id": scope["identity.request_id"],
-            "method": scope["method"],
+            "method": scope["identity.method"],
             "path": scope["path"],
             "status": status,
             "duration_ms": round((time.perf_counter() - started) * 1000, 2),
