@@ -81,9 +81,11 @@ async def gone(url: str) -> AsyncIterator[None]:
         await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
         await server.execute(f'ALTER DATABASE "{name}" RENAME TO "{name}_away"')
-        yield
-        await server.execute(f'ALTER DATABASE "{name}_away" RENAME TO "{name}"')
-        await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        try:
+            yield
+        finally:
+            await server.execute(f'ALTER DATABASE "{name}_away" RENAME TO "{name}"')
+            await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
 @asynccontextmanager
@@ -92,8 +94,10 @@ async def closed(url: str) -> AsyncIterator[None]:
     async with administering(url) as (server, name):
         await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
-        yield
-        await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        try:
+            yield
+        finally:
+            await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
 @asynccontextmanager
@@ -101,9 +105,23 @@ async def without_tables(url: str) -> AsyncIterator[None]:
     """The schema is not there, as in the middle of a restore."""
     connection = await asyncpg.connect(url)
     await connection.execute("ALTER SCHEMA public RENAME TO elsewhere; CREATE SCHEMA public")
-    yield
-    await connection.execute("DROP SCHEMA public; ALTER SCHEMA elsewhere RENAME TO public")
-    await connection.close()
+    try:
+        yield
+    finally:
+        await connection.execute("DROP SCHEMA public; ALTER SCHEMA elsewhere RENAME TO public")
+        await connection.close()
+
+
+@asynccontextmanager
+async def stranger(url: str) -> AsyncIterator[str]:
+    """The address of the database for a role that may connect and do nothing more."""
+    role = f"stranger_{token_hex(4)}"
+    async with administering(url) as (server, _):
+        await server.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            yield url.replace("//identity@", f"//{role}@")
+        finally:
+            await server.execute(f"DROP ROLE {role}")
 
 
 # Probes
@@ -178,6 +196,13 @@ async def test_the_schema_must_be_at_least_this_releases(start_api: StartApi, ow
         await connection.execute(change)
         await connection.close()
         assert await ready(api) == expected
+
+
+async def test_a_schema_that_we_may_not_look_at_is_as_good_as_none(start_api: StartApi, own_url):
+    """Contract section 6: not ready is always 503 with a name, also when the grants of our role were forgotten."""
+    async with stranger(own_url) as url, start_api(database_url=url) as api:
+        assert await ready(api) == missing("schema")
+        assert await alive(api) == OK
 
 
 async def test_without_a_key_that_signs_it_is_not_ready_and_issues_nothing(api, alice):

@@ -129,4 +129,4 @@ async def lasting(api: Api, **headers: str) -> float:
 )
 async def test_no_header_is_read_in_quadratic_time(api, header):
     """One request of 30 kB must not hold up everybody else's."""
-    assert await lasting(api, **header) < 0.25
+    assert await lasting(api, **header) < 1
