@@ -39,6 +39,7 @@ _AWAY = (
     # The schema is not there yet, or not any more: a deploy is under way.
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedColumnError,
+    asyncpg.InsufficientPrivilegeError,
 )
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
@@ -100,7 +101,7 @@ class Database:
         async with self.connection() as connection:
             try:
                 revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
-            except asyncpg.UndefinedTableError:
+            except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
                 return None
         return revision
 
