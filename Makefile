@@ -14,7 +14,7 @@ demo: .venv/run.stamp ## Sign up, log in, verify, refresh, log out, and see the 
 	@$(BIN)/python examples/demo.py
 
 test: .venv/dev.stamp ## Run the tests (they start their own Postgres)
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n auto --dist worksteal
 
 check: static coverage ## Everything a change must pass: lint, types, contracts, tests with coverage
 
@@ -25,7 +25,7 @@ static: .venv/dev.stamp ## Lint, types and import contracts
 	@$(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
 
 coverage: .venv/dev.stamp ## Run the tests and hold the core at full branch coverage
-	@$(BIN)/pytest -q --cov --cov-report=
+	@$(BIN)/pytest -q -n auto --dist worksteal --cov --cov-report=
 	@$(BIN)/coverage report --fail-under=100 --include='identity_service/accounts/*,identity_service/sessions/*,identity_service/tokens/*,identity_service/signing/*,identity_service/revocation/*'
 
 migrate: .venv/run.stamp ## Bring the database schema up to date

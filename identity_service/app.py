@@ -79,8 +79,10 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         redirect_slashes=False,
     )
     app.state.draining = False
-    for part in (token, revocation, login, accounts, metadata, status_list_routes, health, docs):
-        app.include_router(part.router)
+    parts = (token, revocation, login, accounts, metadata, status_list_routes, health, docs)
+    app.state.routers = [part.router for part in parts]
+    for router in app.state.routers:
+        app.include_router(router)
     problems.install(app)
     app.add_middleware(Edge, policy=_edge_policy(settings))
     return app
@@ -96,7 +98,7 @@ def from_environment() -> FastAPI:
 def _edge_policy(settings: Settings) -> EdgePolicy:
     own = urlsplit(settings.issuer_url).hostname or ""
     bound = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - compared, not bound
-    hosts = frozenset((own, *_LOOPBACK_HOSTS, *bound, *settings.allowed_hosts))
+    hosts = frozenset(name.lower() for name in (own, *_LOOPBACK_HOSTS, *bound, *settings.allowed_hosts))
     return EdgePolicy(
         hosts=hosts,
         origins=frozenset((settings.issuer_url, *settings.allowed_origins)),

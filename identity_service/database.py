@@ -36,6 +36,7 @@ _AWAY = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
     # The schema is not there yet, or not any more: a deploy is under way.
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedColumnError,
@@ -47,6 +48,10 @@ def normalise_url(url: str) -> str:
     """Accept the spellings that SQLAlchemy users have in their environment (`postgresql+asyncpg://`)."""
     scheme, separator, rest = url.partition("://")
     return scheme.partition("+")[0] + separator + rest
+
+
+class StatementFailed(Exception):
+    """Postgres refused a statement for a reason that is a mistake of ours. Says which, but not the row it was about."""
 
 
 class Database:
@@ -71,6 +76,11 @@ class Database:
                 yield connection
         except _AWAY as error:
             raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+        except _CONFLICTS:
+            raise
+        except asyncpg.PostgresError as error:
+            # Its own text goes on with the failing row, which may hold a password's hash.
+            raise StatementFailed(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from None
 
     async def transact(self, unit: Callable[[Connection], Awaitable[T]]) -> T:
         """Run `unit` in one transaction, again from the start when Postgres asks for it (40001, 40P01)."""

@@ -72,13 +72,13 @@ async def refresh_token(runtime: Runtime, client: Client, *, unverified_token: s
     """
     requested = roles.parse_scope(scope)
     now = runtime.now()
+    key = runtime.keys.current.signer(now)
     try:
         presented = refresh.read(unverified_token, runtime.keys.current, issuer=runtime.settings.issuer_url, now=now)
     except TokenRejected as error:
         raise SessionEnded(detail=error.detail) from None
     if presented.client_id != client.client_id:
         raise SessionEnded(detail="issued to another client")
-    key = runtime.keys.current.signer(now)
     async with runtime.database.connection() as db:
         session = await rotation.rotate(db, presented, scope=requested, now=now, limits=runtime.session_limits)
     return _issue(runtime, key, session, scope=requested or session.scope, now=now)

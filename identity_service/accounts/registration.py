@@ -97,14 +97,18 @@ async def register(
     )
 
 
-async def update(db: Connection, user: User, *, username: str, email: str | None) -> User:
-    """Change the username and the e-mail address; a new address is not verified yet.
+async def update(db: Connection, user_id: UUID, *, username: str | None, change_email: bool, email: str | None) -> User:
+    """Change the username, the e-mail address, or both; a new address is not verified yet.
+
+    Args:
+        username: None to keep it.
+        email: None, with `change_email`, to remove it.
 
     Raises:
         UsernameTaken: another account has this username.
         UserNotFound: the account is gone.
     """
-    updated = await store.update(db, user.id, username=username, email=email)
+    updated = await store.update(db, user_id, username=username, change_email=change_email, email=email)
     if updated is None:
         raise UserNotFound
     return updated

@@ -20,6 +20,7 @@ INSERT = f"""
 """
 FIND = f"SELECT {_USER} FROM users AS u WHERE u.username = $1"
 FIND_CREDENTIALS = f"SELECT {_USER}, u.password_hash FROM users AS u WHERE u.username = $1"
+FIND_CREDENTIALS_BY_ID = f"SELECT {_USER}, u.password_hash FROM users AS u WHERE u.id = $1"
 # One look at everything that can end a token before its time, in the database that every worker shares.
 FIND_CALLER = f"""
     SELECT {_USER} FROM users AS u JOIN sessions AS s ON s.user_id = u.id
@@ -29,7 +30,9 @@ FIND_CALLER = f"""
 """
 UPDATE = f"""
     UPDATE users AS u
-       SET username = $2, email = $3, email_verified = u.email_verified AND u.email IS NOT DISTINCT FROM $3
+       SET username = coalesce($2, u.username),
+           email = CASE WHEN $3 THEN $4 ELSE u.email END,
+           email_verified = u.email_verified AND (NOT $3 OR u.email IS NOT DISTINCT FROM $4)
      WHERE u.id = $1
     RETURNING {_USER}
 """
@@ -71,14 +74,22 @@ async def find_credentials(db: Connection, username: str) -> Credentials | None:
     return Credentials(_user(row), row["password_hash"]) if row is not None else None
 
 
+async def find_credentials_by_id(db: Connection, user_id: UUID) -> Credentials | None:
+    row = await db.fetchrow(FIND_CREDENTIALS_BY_ID, user_id)
+    return Credentials(_user(row), row["password_hash"]) if row is not None else None
+
+
 async def find_caller(db: Connection, claims: AccessClaims) -> User | None:
     row = await db.fetchrow(FIND_CALLER, claims.subject, claims.session_id, str(claims.session_id), claims.token_id)
     return _user(row) if row is not None else None
 
 
-async def update(db: Connection, user_id: UUID, *, username: str, email: str | None) -> User | None:
+async def update(
+    db: Connection, user_id: UUID, *, username: str | None, change_email: bool, email: str | None
+) -> User | None:
+    """Change what is given and leave the rest as it is at this moment."""
     try:
-        row = await db.fetchrow(UPDATE, user_id, username, email)
+        row = await db.fetchrow(UPDATE, user_id, username, change_email, email)
     except asyncpg.UniqueViolationError:
         raise UsernameTaken from None
     return _user(row) if row is not None else None

@@ -101,14 +101,14 @@ async def show_me(caller: SignedIn) -> UserAnswer:
 @router.patch("/users/me")
 async def change_me(request: Request, caller: SignedIn, body: AccountChange) -> UserAnswer:
     """Change the username or the e-mail address. Roles and the like cannot be reached from here."""
-    user = caller.user
     given = body.model_fields_set
-    username = registration.normalise_username(body.username) if "username" in given else user.username
-    email = user.email
-    if "email" in given:
-        email = registration.normalise_email(body.email) if body.email is not None else None
+    username = registration.normalise_username(body.username) if "username" in given else None
+    email = registration.normalise_email(body.email) if body.email is not None else None
     async with runtime_of(request).database.connection() as db:
-        return UserAnswer.of(await registration.update(db, user, username=username, email=email))
+        user = await registration.update(
+            db, caller.user.id, username=username, change_email="email" in given, email=email
+        )
+    return UserAnswer.of(user)
 
 
 @router.put("/users/me/password", status_code=204)
@@ -144,7 +144,7 @@ async def delete_me(request: Request, caller: SignedIn, body: Deletion) -> None:
 
 async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
     async with runtime.database.connection() as db:
-        credentials = await store.find_credentials(db, caller.user.username)
+        credentials = await store.find_credentials_by_id(db, caller.user.id)
     try:
         await authentication.prove(credentials, password, runtime.passwords)
     except InvalidCredentials as error:

@@ -35,7 +35,7 @@ ui.initOAuth({clientId: "first-party"});
 _ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"])
+@router.get("/docs")
 @public
 async def page() -> HTMLResponse:
     return HTMLResponse(
@@ -43,19 +43,19 @@ async def page() -> HTMLResponse:
     )
 
 
-@router.api_route("/docs/start.js", methods=["GET", "HEAD"])
+@router.get("/docs/start.js")
 @public
 async def start() -> Response:
     return Response(_START, media_type="text/javascript")
 
 
-@router.api_route("/docs/swagger-ui.css", methods=["GET", "HEAD"])
+@router.get("/docs/swagger-ui.css")
 @public
 async def stylesheet() -> FileResponse:
     return _asset("swagger-ui.css")
 
 
-@router.api_route("/docs/swagger-ui-bundle.js", methods=["GET", "HEAD"])
+@router.get("/docs/swagger-ui-bundle.js")
 @public
 async def script() -> FileResponse:
     return _asset("swagger-ui-bundle.js")

@@ -15,15 +15,15 @@ router = APIRouter(tags=["Health"])
 PING_SECONDS = 1.0
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
-@router.api_route("/livez", methods=["GET", "HEAD"])
+@router.get("/health")
+@router.get("/livez")
 @public
 async def alive() -> dict[str, str]:
     """Says ok as long as the event loop turns, whatever else is broken."""
     return {"status": "ok"}
 
 
-@router.api_route("/readyz", methods=["GET", "HEAD"])
+@router.get("/readyz")
 @public
 async def ready(request: Request) -> JSONResponse:
     """Says ok when requests can be answered, else 503 and what is missing: database, schema, keys, draining."""

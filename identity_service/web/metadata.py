@@ -17,7 +17,7 @@ _JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-i
 FOR_EVERYONE = {"Access-Control-Allow-Origin": "*"}
 
 
-@router.api_route("/.well-known/jwks.json", methods=["GET", "HEAD"])
+@router.get("/.well-known/jwks.json")
 @public
 async def jwks(request: Request) -> Response:
     """The public keys that verify our tokens (RFC 7517), the signing one first."""
@@ -29,7 +29,7 @@ async def jwks(request: Request) -> Response:
     return Response(document.body, headers=headers, media_type="application/json")
 
 
-@router.api_route("/.well-known/oauth-authorization-server", methods=["GET", "HEAD"])
+@router.get("/.well-known/oauth-authorization-server")
 @public
 async def authorization_server(request: Request) -> JSONResponse:
     """What this server offers and where (RFC 8414)."""
@@ -51,7 +51,7 @@ async def authorization_server(request: Request) -> JSONResponse:
     return JSONResponse(body, headers={"Cache-Control": f"public, max-age={_MAX_AGE}", **FOR_EVERYONE})
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 @public
 async def root(request: Request) -> dict[str, str]:
     """Where to go from here."""

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +19,8 @@ log = logging.getLogger("identity_service.request")
 
 MAX_BODY = 64 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_CONTROLS = re.compile("[\x00-\x1f\x7f]")
 _PROBES = frozenset({"/health", "/livez", "/readyz"})
 _COOKIE_PATHS = frozenset({"/login", "/refresh", "/logout"})
 _ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
@@ -66,6 +67,9 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        head = scope["method"] == "HEAD"
+        # Routes answer GET; HEAD is the same without the body (RFC 9110 9.3.2).
+        scope = {**scope, "method": "GET"} if head else scope
         headers = Headers(scope=scope)
         given_id = headers.get("x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(8)
@@ -79,6 +83,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
                 self._finish(MutableHeaders(scope=message), scope["path"], request_id, origin)
+            elif head:
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
@@ -101,6 +107,9 @@ class Edge:
             self._log(scope, status, started)
 
     def _refuse(self, scope: Scope, headers: Headers) -> tuple[int, str, str] | None:
+        if _CONTROLS.search(scope["path"]):
+            # A route's pattern would take a line break at the end of a path for its end.
+            return 404, "not_found", "There is nothing at this path."
         if scope["path"] not in _PROBES and "*" not in self._policy.hosts:
             hosts = headers.getlist("host")
             if len(hosts) != 1 or _host_name(hosts[0]) not in self._policy.hosts:
@@ -129,6 +138,8 @@ class Edge:
     def _finish(self, headers: MutableHeaders, path: str, request_id: str, origin: str | None) -> None:
         for name, value in self._headers.items():
             headers.setdefault(name, value)
+        if headers["cache-control"] == "no-store":
+            headers.setdefault("Pragma", "no-cache")
         headers["X-Request-ID"] = request_id
         if "access-control-allow-origin" in headers:  # public documents answer everyone
             return
@@ -212,7 +223,8 @@ async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
 
 
 def _host_name(value: str) -> str:
-    try:
-        return (urlsplit(f"//{value}").hostname or "") if re.fullmatch(r"[A-Za-z0-9.:\[\]_-]+", value) else ""
-    except ValueError:
+    """Return the name of a Host header (RFC 9110 7.2) in lower case, nothing for what is none."""
+    match = _HOST.fullmatch(value)
+    if match is None or int(match["port"] or 0) > 65535:
         return ""
+    return (match["name"] or match["address"]).lower()

@@ -1,7 +1,7 @@
 """What the OAuth endpoints share: the strict form, how a client identifies itself, and RFC 6749's errors."""
 
 import re
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
@@ -15,7 +15,7 @@ from identity_service.clients import Client
 from identity_service.errors import IdentityError
 from identity_service.web.problems import note
 
-NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+NO_STORE = {"Cache-Control": "no-store"}
 
 ERRORS: dict[type[IdentityError], str] = {
     errors.InvalidCredentials: "invalid_grant",
@@ -127,7 +127,10 @@ def _basic(request: Request) -> tuple[str, str] | None:
         raise InvalidRequest("Identify the client by one method only.")
     scheme, _, encoded = values[0].partition(" ")
     try:
-        decoded = b64decode(encoded.strip(" "), validate=True).decode() if scheme.lower() == "basic" else ""
+        given = encoded.strip(" ") if scheme.lower() == "basic" else ""
+        octets = b64decode(given, validate=True)
+        # Unused bits and padding make other spellings of the same credentials.
+        decoded = octets.decode() if b64encode(octets).decode() == given else ""
         client_id, colon, secret = decoded.partition(":")
         client_id, secret = unquote_plus(client_id, errors="strict"), unquote_plus(secret, errors="strict")
     except ValueError:

@@ -28,7 +28,7 @@ _EVENT_ID = re.compile(r"[0-9]{1,17}", re.ASCII)
 _CACHING = f"public, max-age={int(TIME_TO_LIVE.total_seconds())}"
 
 
-@router.api_route("/status-lists", methods=["GET", "HEAD"])
+@router.get("/status-lists")
 @public
 async def lists(request: Request) -> JSONResponse:
     """The lists that tokens may name today."""
@@ -48,7 +48,7 @@ async def events(request: Request) -> StreamingResponse:
     return StreamingResponse(_events(runtime, since), media_type="text/event-stream", headers=headers)
 
 
-@router.api_route("/status-lists/{number}", methods=["GET", "HEAD"])
+@router.get("/status-lists/{number}")
 @public
 async def status_list(request: Request, number: str) -> Response:
     """One list as a signed token (draft-ietf-oauth-status-list 5)."""

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from identity_service.cli import run
+from identity_service.cli.migrate import upgrade
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import TokenLifetimes
 
@@ -30,18 +31,21 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
-@pytest.fixture
-def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
+def environment_of(database_url: str, keys_dir: Path) -> dict[str, str]:
     """What a command sees: a database, and keys that were made an hour ago."""
-    folder = tmp_path / "cli-keys"
     lifetimes = TokenLifetimes(timedelta(minutes=10), timedelta(days=14))
-    KeyFolder(folder, lifetimes).create(now=datetime.now(UTC) - timedelta(hours=1))
+    KeyFolder(keys_dir, lifetimes).create(now=datetime.now(UTC) - timedelta(hours=1))
     return {
         "DATABASE_URL": database_url,
-        "IDENTITY_KEYS_DIR": str(folder),
+        "IDENTITY_KEYS_DIR": str(keys_dir),
         "IDENTITY_ARGON2_MEMORY_KIB": "8",
         "IDENTITY_ARGON2_TIME_COST": "1",
     }
+
+
+@pytest.fixture
+def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
+    return environment_of(database_url, tmp_path / "cli-keys")
 
 
 @pytest.fixture
@@ -103,22 +107,39 @@ class Service:
 StartService = Callable[..., Service]
 
 
+def start_service(environment: dict[str, str], *arguments: str) -> Service:
+    """Start `identity-service serve` on a free port."""
+    port = free_port()
+    given = {
+        "PATH": os.environ["PATH"],
+        "IDENTITY_BIND": f"127.0.0.1:{port}",
+        "IDENTITY_ISSUER_URL": f"http://localhost:{port}",
+    }
+    own = given | environment
+    program = [sys.executable, "-m", "identity_service", "serve", *arguments]
+    process = subprocess.Popen(program, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Service(process, f"http://127.0.0.1:{own['IDENTITY_BIND'].rpartition(':')[2]}", own)
+
+
+@pytest.fixture(scope="module")
+def running(new_database: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all tests that only ask something of it."""
+    url = new_database("running")
+    upgrade(url)
+    service = start_service(environment_of(url, tmp_path_factory.mktemp("running") / "keys"))
+    service.wait_until_ready()
+    yield service
+    service.stop()
+
+
 @pytest.fixture
 def serve(environment: dict[str, str]) -> Iterator[StartService]:
-    """Start `identity-service serve` on a free port; all that were started are stopped at the end."""
+    """Start services with some variables changed; all that were started are stopped at the end."""
     started: list[Service] = []
 
     def start(*arguments: str, ready: bool = True, without: tuple[str, ...] = (), **variables: str) -> Service:
-        port = free_port()
-        given = {
-            "PATH": os.environ["PATH"],
-            "IDENTITY_BIND": f"127.0.0.1:{port}",
-            "IDENTITY_ISSUER_URL": f"http://localhost:{port}",
-        }
-        own = given | {name: value for name, value in (environment | variables).items() if name not in without}
-        program = [sys.executable, "-m", "identity_service", "serve", *arguments]
-        process = subprocess.Popen(program, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        service = Service(process, f"http://127.0.0.1:{own['IDENTITY_BIND'].rpartition(':')[2]}", own)
+        own = {name: value for name, value in (environment | variables).items() if name not in without}
+        service = start_service(own, *arguments)
         started.append(service)
         if ready:
             service.wait_until_ready()

@@ -19,13 +19,13 @@ from tests.conftest import PASSWORD, bearer
 ALICE = {"username": "alice", "password": PASSWORD}
 
 
-def sign_up(service: Service) -> dict[str, str]:
-    assert service.post("/users", json=ALICE).status_code == 201
-    return log_in(service)
+def sign_up(service: Service, username: str = "alice") -> dict[str, str]:
+    assert service.post("/users", json=ALICE | {"username": username}).status_code == 201
+    return log_in(service, username)
 
 
-def log_in(service: Service) -> dict[str, str]:
-    answer = service.post("/token", data={"grant_type": "password", **ALICE})
+def log_in(service: Service, username: str = "alice") -> dict[str, str]:
+    answer = service.post("/token", data={"grant_type": "password", **ALICE, "username": username})
     assert answer.status_code == 200, answer.text
     tokens: dict[str, str] = answer.json()
     return tokens
@@ -46,15 +46,14 @@ def test_it_prints_where_it_is_and_what_to_do_next(serve: StartService):
     assert "server" not in service.get("/health").headers
     out, _ = service.stop(signal.SIGINT)
     assert service.process.returncode == 0
-    for line in (issuer, f"{issuer}/.well-known/jwks.json", f"{issuer}/docs", "make demo", "curl"):
+    for line in (issuer, f"{issuer}/.well-known/jwks.json", f"{issuer}/docs", "curl"):
         assert line in out
 
 
-def test_a_stock_library_verifies_what_it_signs(serve: StartService):
-    service = serve()
-    issuer = service.environment["IDENTITY_ISSUER_URL"]
-    token = sign_up(service)["access_token"]
-    key = jwt.PyJWKClient(f"{service.url}/.well-known/jwks.json").get_signing_key_from_jwt(token)
+def test_a_stock_library_verifies_what_it_signs(running: Service):
+    issuer = running.environment["IDENTITY_ISSUER_URL"]
+    token = sign_up(running, "verified")["access_token"]
+    key = jwt.PyJWKClient(f"{running.url}/.well-known/jwks.json").get_signing_key_from_jwt(token)
     claims = jwt.decode(token, key, algorithms=["RS256"], audience="api", issuer=issuer)
     assert claims["client_id"] == "first-party"
 
@@ -68,6 +67,7 @@ def test_the_embedded_postgres_starts_and_stops_with_it(serve: StartService, ope
     assert (place / "postmaster.pid").exists()
     out, _ = service.stop(number)
     assert "Created the signing keys" in out
+    assert "make demo" in out
     assert service.process.returncode == 0
     assert not (place / "postmaster.pid").exists()
     again = serve(without=("DATABASE_URL",), **keys)
@@ -232,23 +232,21 @@ def test_nothing_it_prints_or_writes_outside_the_keys_folder_holds_a_secret(serv
         assert not any(secret.encode() in content for content in written), secret
 
 
-def test_the_healthcheck_command_tells_ready_from_not(serve: StartService):
-    service = serve()
+def test_the_healthcheck_command_tells_ready_from_not(running: Service):
     check = [sys.executable, "-m", "identity_service", "healthcheck"]
-    healthy = subprocess.run(check, env=service.environment, capture_output=True, text=True, check=False)
+    healthy = subprocess.run(check, env=running.environment, capture_output=True, text=True, check=False)
     assert (healthy.returncode, healthy.stdout) == (0, '{"status":"ok","missing":[]}\n')
-    service.stop()
-    gone = subprocess.run(check, env=service.environment, capture_output=True, text=True, check=False)
+    elsewhere = running.environment | {"IDENTITY_BIND": f"127.0.0.1:{free_port()}"}
+    gone = subprocess.run(check, env=elsewhere, capture_output=True, text=True, check=False)
     assert gone.returncode == 1
     assert "nothing answers" in gone.stderr
 
 
-def test_the_cookie_of_plain_http_localhost_works_end_to_end(serve: StartService):
-    service = serve()
-    sign_up(service)
-    origin = {"Origin": service.environment["IDENTITY_ISSUER_URL"]}
-    with httpx2.Client(base_url=service.url, headers=origin) as browser:
-        assert browser.post("/login", json=ALICE).status_code == 200
+def test_the_cookie_of_plain_http_localhost_works_end_to_end(running: Service):
+    sign_up(running, "browsing")
+    origin = {"Origin": running.environment["IDENTITY_ISSUER_URL"]}
+    with httpx2.Client(base_url=running.url, headers=origin) as browser:
+        assert browser.post("/login", json=ALICE | {"username": "browsing"}).status_code == 200
         assert browser.cookies.get("identity-refresh")
         assert browser.post("/refresh", json={}).status_code == 200
         assert browser.post("/logout", json={}).status_code == 204
