@@ -77,6 +77,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses=problems.DESCRIBED,
     )
     app.state.draining = False
     parts = (token, revocation, login, accounts, metadata, status_list_routes, health, docs)
@@ -100,6 +101,7 @@ def _edge_policy(settings: Settings) -> EdgePolicy:
     bound = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - compared, not bound
     hosts = frozenset(name.lower() for name in (own, *_LOOPBACK_HOSTS, *bound, *settings.allowed_hosts))
     return EdgePolicy(
+        cookie=login.cookie_name(settings),
         hosts=hosts,
         origins=frozenset((settings.issuer_url, *settings.allowed_origins)),
         strict_transport=settings.secure_cookies,

@@ -71,14 +71,18 @@ class Database:
         Raises:
             DatabaseUnavailable: Postgres cannot be reached, does not answer in time, or lacks the schema.
         """
+        lent = False
         try:
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
+                lent = True
                 yield connection
         except _AWAY as error:
             raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
         except _CONFLICTS:
             raise
         except asyncpg.PostgresError as error:
+            if not lent:
+                raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
             # Its own text goes on with the failing row, which may hold a password's hash.
             raise StatementFailed(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from None
 
@@ -146,7 +150,10 @@ async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
             reset=_keep_session,
             server_settings={"application_name": "identity-service"},
         )
-    except (*_AWAY, ValueError, asyncpg.PostgresError) as error:
+    except (ValueError, asyncpg.ClientConfigurationError) as error:
+        # Its text repeats parts of the URL, the password among them.
+        raise DatabaseUnavailable(detail=f"the URL cannot be used: {type(error).__name__}") from None
+    except (*_AWAY, asyncpg.PostgresError) as error:
         raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
     try:
         yield Database(pool, normalise_url(url))

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -102,8 +103,9 @@ class _Server:
         if self._run("pg_ctl", "status").returncode == 0:
             return
         folder = self._socket_folder()
-        settings = [f"unix_socket_directories={folder}", "listen_addresses=", "max_connections=200", *options]
-        arguments = " ".join(f"-c '{setting}'" for setting in settings)
+        quoted = '"' + str(folder).replace('"', '""') + '"'  # a list of folders, in which a comma would separate two
+        settings = [f"unix_socket_directories={quoted}", "listen_addresses=", "max_connections=200", *options]
+        arguments = " ".join(f"-c {shlex.quote(setting)}" for setting in settings)  # pg_ctl hands them to a shell
         started = self._run("pg_ctl", "start", "-w", "-t", "30", "-s", "-l", str(self.data / "log"), "-o", arguments)
         if started.returncode != 0:
             raise DatabaseUnavailable(f"The embedded Postgres did not start; its log is {self.data / 'log'}.")
@@ -135,7 +137,7 @@ class _Server:
     def _own(self, folder: Path) -> None:
         if self.user is not None:
             account = pwd.getpwnam(self.user)
-            os.chown(folder, account.pw_uid, account.pw_gid)
+            os.chown(folder, account.pw_uid, account.pw_gid, follow_symlinks=False)
 
     def _run(self, program: str, *arguments: str, data: Path | None = None) -> subprocess.CompletedProcess[bytes]:
         output = subprocess.DEVNULL if program == "pg_ctl" else subprocess.PIPE  # the server would keep a pipe open
@@ -178,7 +180,7 @@ def _private_place(purpose: str, of: Path) -> Path:
     """Return a place under the system's temporary folder that belongs to `of` and is not somebody else's."""
     name = hashlib.sha256(str(of).encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"identity-postgres-{purpose}-{name}"
-    if folder.exists():
+    if os.path.lexists(folder):
         owner = folder.lstat()
         allowed = {os.geteuid(), pwd.getpwnam(UNPRIVILEGED).pw_uid if os.geteuid() == 0 else os.geteuid()}
         if folder.is_symlink() or owner.st_uid not in allowed:

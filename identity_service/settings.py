@@ -6,6 +6,7 @@ the file in the same variable with `_FILE` behind it. `DATABASE_URL` is accepted
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,8 +30,6 @@ from identity_service.errors import ConfigurationError
 
 PREFIX = "IDENTITY_"
 UNPREFIXED = {"database_url": "DATABASE_URL"}
-DATABASE_VARIABLES = ("IDENTITY_DATABASE_URL", "IDENTITY_DATABASE_URL_FILE", "DATABASE_URL", "DATABASE_URL_FILE")
-"""Everything that can name the database; a process that settles on one for its children removes the others."""
 
 
 def _seconds(value: object) -> object:
@@ -50,6 +49,10 @@ Lifetime = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0)
 Window = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0), le=timedelta(days=365))]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Switch = Literal["on", "off"]
+
+
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII)
+_POSTGRES = re.compile(r"postgres(ql)?(\+[a-z0-9]+)?://([^@/#?\s]*@)?[^@/#?\s]*(/[^@/#?\s]*)?(\?[^#\s]*)?", re.ASCII)
 
 
 class Settings(BaseModel):
@@ -100,6 +103,17 @@ class Settings(BaseModel):
     def secure_cookies(self) -> bool:
         return self.issuer_url.startswith("https://")
 
+    @field_validator("database_url")
+    @classmethod
+    def _postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse what could be misread; the message never repeats it, since a password is inside."""
+        if value is not None and not _POSTGRES.fullmatch(value.get_secret_value()):
+            raise ValueError(
+                "must be postgresql://user:password@host:port/name, with / # ? @ : and spaces in a password "
+                "percent-encoded"
+            )
+        return value
+
     @field_validator("bind")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
@@ -114,6 +128,8 @@ class Settings(BaseModel):
         for origin in value:
             if origin == "*" or not _is_origin(origin):
                 raise ValueError("must list exact origins such as https://app.example.com, without path or wildcard")
+            if origin.startswith("http://") and not is_loopback(urlsplit(origin).hostname or ""):
+                raise ValueError("must list https origins (plain http only on localhost)")
         return value
 
     @field_validator("audience")
@@ -172,7 +188,7 @@ def _is_origin(value: str) -> bool:
     host = parts.hostname or ""
     shown = f"[{host}]" if ":" in host else host
     rebuilt = f"{parts.scheme}://{shown}" + (f":{port}" if port is not None else "")
-    return parts.scheme in ("http", "https") and bool(host) and value == rebuilt and value.isascii()
+    return parts.scheme in ("http", "https") and value == rebuilt and bool(_HOST.fullmatch(host))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +217,7 @@ def load(environ: Mapping[str, str] | None = None) -> Loaded:
             if environ.get(name, "").strip()
         ]
         if not found:
+            _refuse_blank_secret(field, environ)
             continue
         if len({_read(name, value) for name, value in found}) > 1:
             raise ConfigurationError(f"{found[0][0]} and {found[1][0]} are both set and differ; keep one of them.")
@@ -212,6 +229,13 @@ def load(environ: Mapping[str, str] | None = None) -> Loaded:
     except ValidationError as error:
         raise ConfigurationError(_first_problem(error, origins)) from None
     return Loaded(settings, origins, _unknown_variables(environ))
+
+
+def _refuse_blank_secret(field: str, environ: Mapping[str, str]) -> None:
+    """A passphrase that was meant to be there and is not would leave keys in clear, and nobody would notice."""
+    for name in (PREFIX + field.upper(), f"{PREFIX}{field.upper()}_FILE"):
+        if field == "keys_passphrase" and name in environ:
+            raise ConfigurationError(f"{name} is set but empty; give it a value or remove it.")
 
 
 def _names(field: str) -> tuple[str, ...]:

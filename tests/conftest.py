@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from identity_service.app import create_app, open_keys
+from identity_service.app import create_app
 from identity_service.cli.migrate import upgrade
 from identity_service.database import Database
 from identity_service.embedded import postgres
@@ -23,7 +23,7 @@ from identity_service.runtime import Runtime
 from identity_service.settings import Settings
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import TokenLifetimes
-from identity_service.signing.live import LiveKeyring
+from identity_service.signing.live import LiveKeyring, open_keys
 
 ISSUER = "https://id.example.com"
 START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -119,7 +119,7 @@ def postgres_url(open_folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def new_database(postgres_url: str) -> Callable[[str], str]:
+def new_database(postgres_url: str) -> Callable[..., str]:
     """Makes a database and returns its URL."""
 
     def make(name: str, template: str = "template1") -> str:
@@ -135,11 +135,10 @@ def new_database(postgres_url: str) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def migrated(new_database: Callable[[str], str]) -> str:
-    """The URL of a database with our schema, migrated as a deployment does."""
-    url = new_database("migrated")
-    upgrade(url)
-    return url
+def migrated(new_database: Callable[..., str]) -> str:
+    """The URL of a database with our schema, migrated as a deployment does; `pristine` is its template."""
+    upgrade(new_database("pristine"))
+    return new_database("migrated", "pristine")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from argon2 import PasswordHasher, Type
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import VerificationError
 
 from identity_service.errors import HashingOverloaded
 
@@ -25,6 +25,7 @@ NICENESS = 10
 """Priority of the hashing threads: below the event loop, so that a flood of logins leaves refreshes their latency."""
 
 QUEUE_PER_THREAD = 100
+ESTIMATES_AT_ONCE = 32
 DEADLINE_SECONDS = 8.0
 
 
@@ -63,27 +64,26 @@ class PasswordHashing:
             type=Type.ID,
         )
         self._deadline = deadline
-        self._room = threads * QUEUE_PER_THREAD
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="argon2", initializer=_lower_priority)
+        self._hashes = _BoundedThreads(threads, threads * QUEUE_PER_THREAD)
+        self._estimates = _BoundedThreads(1, ESTIMATES_AT_ONCE)
         # For users that do not exist: nobody knows its password, and it costs what a real one does.
         self._nobodys_hash = self._hasher.hash(secrets.token_urlsafe(32))
 
-    async def hash(self, password: str, *, check: Callable[[], None] | None = None) -> str:
+    async def hash(self, password: str) -> str:
         """Return the password as a PHC string.
-
-        Args:
-            check: runs in the thread first, for checks of the password that take milliseconds too.
 
         Raises:
             HashingOverloaded: the queue is full or the deadline passed.
         """
+        return await self._hashes.run(lambda: self._hasher.hash(password), self._deadline)
 
-        def work() -> str:
-            if check is not None:
-                check()
-            return self._hasher.hash(password)
+    async def estimate(self, check: Callable[[], None]) -> None:
+        """Run a check of a new password that takes long, in a thread that no login waits for.
 
-        return await self._run(work)
+        Raises:
+            HashingOverloaded: the queue is full or the deadline passed.
+        """
+        await self._estimates.run(check, self._deadline)
 
     async def verify(self, password_hash: str | None, password: str) -> Verdict:
         """Say whether the password matches the stored hash.
@@ -93,32 +93,58 @@ class PasswordHashing:
         Raises:
             HashingOverloaded: the queue is full or the deadline passed.
         """
-        return await self._run(lambda: self._verify(password_hash, password))
+        return await self._hashes.run(lambda: self._verify(password_hash, password), self._deadline)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._hashes.close()
+        self._estimates.close()
 
     def _verify(self, password_hash: str | None, password: str) -> Verdict:
-        try:
-            self._hasher.verify(password_hash or self._nobodys_hash, password)
-        except (VerificationError, InvalidHashError):
-            return Verdict(matched=False)
         if password_hash is None:
+            self._spend_as_much(password)
             return Verdict(matched=False)
-        if self._hasher.check_needs_rehash(password_hash):
+        try:
+            self._hasher.verify(password_hash, password)
+        except (VerificationError, ValueError):
+            if self._is_outdated(password_hash):
+                self._spend_as_much(password)  # an older, cheaper hash must not tell that the account exists
+            return Verdict(matched=False)
+        if self._is_outdated(password_hash):
             return Verdict(matched=True, replacement=self._hasher.hash(password))
         return Verdict(matched=True)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    def _is_outdated(self, password_hash: str) -> bool:
+        try:
+            return self._hasher.check_needs_rehash(password_hash)
+        except ValueError:  # damaged
+            return True
+
+    def _spend_as_much(self, password: str) -> None:
+        """Do the work of a verification at today's cost; what comes of it is of no interest."""
+        with contextlib.suppress(VerificationError):
+            self._hasher.verify(self._nobodys_hash, password)
+
+
+class _BoundedThreads:
+    """A few threads at low priority, and room for so many pieces of work in all."""
+
+    def __init__(self, threads: int, room: int) -> None:
+        self._room = room
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords", initializer=_lower_priority)
+
+    async def run(self, work: Callable[[], T], deadline: float) -> T:
         if self._room <= 0:
-            raise HashingOverloaded(detail="the queue is full", retry_after=int(self._deadline))
+            raise HashingOverloaded(detail="the queue is full", retry_after=int(deadline))
         self._room -= 1
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         future.add_done_callback(self._leave)
         try:
-            return await asyncio.wait_for(future, self._deadline)
+            return await asyncio.wait_for(future, deadline)
         except TimeoutError:
-            raise HashingOverloaded(detail="the deadline passed", retry_after=int(self._deadline)) from None
+            raise HashingOverloaded(detail="the deadline passed", retry_after=int(deadline)) from None
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _leave(self, _: object) -> None:
         self._room += 1

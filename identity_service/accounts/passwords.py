@@ -3,18 +3,26 @@
 Running Argon2id is next door in `hashing`.
 """
 
+import re
 import unicodedata
+from math import prod
 
 from identity_service.errors import PasswordRejected
 
 MAX_LENGTH = 256
 """Code points. Longer input is refused before it is hashed."""
 
-LEAST_SCORE = 3
-"""On zxcvbn's scale from 0 to 4: what takes an offline attacker at least 10^8 guesses."""
+LEAST_GUESSES_LOG10 = 8
+"""How many guesses, as a power of ten, an attacker must need by zxcvbn's estimate."""
 
-_ESTIMATED_LENGTH = 72
-"""zxcvbn's work grows with the square of what it is given; the rest of a longer password can only add strength."""
+_WINDOW = 32
+"""zxcvbn's work grows with the square of what it is given: the first and the last so many characters are estimated."""
+
+_MOST_READINGS = 16
+"""zxcvbn tries every reading of symbols that stand for letters; ten different ones have thousands and cost seconds."""
+
+_PLAIN_SYMBOLS = "^&*)-=_;:,.?/~`'\"\\]}>#"
+_SERVICE_NAMES = ("identity", "service", "identity service", "identity-service", "identity.service", "identityservice")
 
 
 def normalise(unverified_password: str) -> str:
@@ -44,23 +52,24 @@ def check_length(password: str, *, min_length: int) -> None:
 def check_guessability(password: str, *, context: tuple[str, ...]) -> None:
     """Refuse a password that is common, patterned, or made of what is known about its owner.
 
-    Takes milliseconds: call it in a thread.
+    Takes up to a tenth of a second: call it in a thread.
 
     Args:
         context: the username, the e-mail address and the like.
     """
     from zxcvbn import zxcvbn
 
-    estimate = zxcvbn(password[:_ESTIMATED_LENGTH], user_inputs=list(_context_words(context)))
-    if estimate["score"] >= LEAST_SCORE:
+    folded = _with_few_readings(unicodedata.normalize("NFKC", password))  # width is no strength
+    known = sorted(_context_words(context))
+    estimates = [zxcvbn(part, user_inputs=known) for part in dict.fromkeys((folded[:_WINDOW], folded[-_WINDOW:]))]
+    if any(estimate["guesses_log10"] >= LEAST_GUESSES_LOG10 for estimate in estimates):
         return
-    matches = list(_matches(estimate["sequence"]))
+    matches = [match for estimate in estimates for match in _matches(estimate["sequence"])]
     patterns = {match["pattern"] for match in matches}
     dictionaries = {match.get("dictionary_name") for match in matches}
     if "user_inputs" in dictionaries:
-        raise PasswordRejected(
-            "contains_username", "The password must not be made of the username or the e-mail address."
-        )
+        text = "The password must not be made of the username or the e-mail address."
+        raise PasswordRejected("contains_username", text)
     if "repeat" in patterns:
         raise PasswordRejected("repetitive", "The password repeats itself too much to be safe.")
     if patterns & {"sequence", "spatial"}:
@@ -69,8 +78,27 @@ def check_guessability(password: str, *, context: tuple[str, ...]) -> None:
 
 
 def _context_words(context: tuple[str, ...]) -> set[str]:
-    words = {word for text in context for word in (text, *text.replace("@", " ").replace(".", " ").split())}
-    return {word.lower() for word in words if len(word) > 2}
+    """Return what is known about the owner: each text whole, without its domain, its parts, and its parts joined."""
+    words = set(_SERVICE_NAMES)
+    for text in context:
+        for known in (text.casefold(), text.casefold().partition("@")[0]):
+            parts = re.split(r"[\W_]+", known)
+            words |= {known, "".join(parts), *parts}
+    return {word for word in words if len(word) > 2}
+
+
+def _with_few_readings(password: str) -> str:
+    """Replace symbols, each by its own, until those that stand for letters leave few readings."""
+    from zxcvbn.matching import L33T_TABLE
+
+    free = [symbol for symbol in _PLAIN_SYMBOLS if symbol not in password]
+    for symbol in dict.fromkeys(reversed(password)):
+        readings = prod(max(1, sum(substitute in password for substitute in row)) for row in L33T_TABLE.values())
+        if readings <= _MOST_READINGS or not free:
+            break
+        if not symbol.isalnum() and any(symbol in row for row in L33T_TABLE.values()):
+            password = password.replace(symbol, free.pop())
+    return password
 
 
 def _matches(sequence: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -1,5 +1,6 @@
 """Making and changing accounts. Proving who asks is next door in `authentication`."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -17,6 +18,8 @@ from identity_service.sessions import lifecycle
 from identity_service.sessions import store as sessions
 
 USERNAME_MAX_LENGTH = 254
+# Joiners, and a second dot on letters that have one: nothing that anybody sees.
+_INVISIBLE = re.compile("[\u200c\u200d]|[ij\u0456\u0458]\u0307")
 _profile = get_profile("UsernameCaseMapped")
 
 
@@ -37,7 +40,9 @@ def normalise_username(unverified_username: str) -> str:
         raise UsernameRejected(
             "The username must consist of letters, digits and punctuation, without spaces."
         ) from None
-    if unicodedata.normalize("NFC", username.upper().lower()) != username:
+    if len(username) > USERNAME_MAX_LENGTH:
+        raise UsernameRejected(f"The username must have at most {USERNAME_MAX_LENGTH} characters.")
+    if unicodedata.normalize("NFC", username.upper().lower()) != username or _INVISIBLE.search(username):
         raise UsernameRejected("The username has a letter that can be mistaken for another when its case changes.")
     return username
 
@@ -71,7 +76,8 @@ async def hash_new_password(
     password = passwords.normalise(unverified_password)
     passwords.check_length(password, min_length=min_length)
     context = tuple(text for text in (username, email) if text)
-    return await hashing.hash(password, check=lambda: passwords.check_guessability(password, context=context))
+    await hashing.estimate(lambda: passwords.check_guessability(password, context=context))
+    return await hashing.hash(password)
 
 
 async def register(

@@ -18,9 +18,10 @@ from identity_service.app import create_app
 from identity_service.cli.environment import load_settings, schema_revision, with_database_url
 from identity_service.database import SCHEMA_HEAD
 from identity_service.errors import ConfigurationError, KeysUnavailable
-from identity_service.settings import DATABASE_VARIABLES, Settings
+from identity_service.settings import Settings
 from identity_service.shell import utc_now
 from identity_service.signing.live import LiveKeyring, key_folder, open_keys
+from identity_service.web.protocol import BoundedProtocol
 
 GRACE_SECONDS = 20
 
@@ -43,9 +44,8 @@ def serve(
         embedded = settings.database_url is None
         with with_database_url(settings) as settings:
             assert settings.database_url is not None, "with_database_url gives one"
-            for name in DATABASE_VARIABLES:
-                os.environ.pop(name, None)
-            os.environ["IDENTITY_DATABASE_URL"] = settings.database_url.get_secret_value()
+            if embedded:  # for the children; a URL that was given reaches them as it reached us
+                os.environ["IDENTITY_DATABASE_URL"] = settings.database_url.get_secret_value()
             _prepare_schema(settings, embedded=embedded)
             _print_welcome(settings, embedded=embedded)
             _run(settings, keys, listener)
@@ -135,7 +135,7 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
         factory=not single,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

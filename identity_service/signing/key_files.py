@@ -8,6 +8,7 @@ at any step leaves a folder that can be read.
 import fcntl
 import json
 import os
+import re
 import stat
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ from identity_service.signing.keyring import Key, Keyring, TokenLifetimes
 KEY_BITS = 2048
 RING = "keyring.json"
 _UNFINISHED = ".new"
+_KID = r"[A-Za-z0-9_-]{43}"
+_LEFTOVER = re.compile(rf"{_KID}\.pem|\.({_KID}\.pem|keyring\.json)\.new", re.ASCII)
+_OURS = re.compile(rf"{_LEFTOVER.pattern}|keyring\.json|\.lock|\.gitignore|README\.md", re.ASCII)
 VERSION = 1
 
 
@@ -84,7 +88,10 @@ class KeyFolder:
         """
         self._refuse_folder_open_to_others()
         try:
-            listed = json.loads((self.path / RING).read_text(encoding="utf-8"))
+            ring = self.path / RING
+            if stat.S_IMODE(ring.stat().st_mode) & 0o022:
+                raise ConfigurationError(f"{ring} can be written by others; run: chmod 600 {ring}")
+            listed = json.loads(ring.read_text(encoding="utf-8"))
             if listed["version"] != VERSION:
                 raise ConfigurationError(f"{self.path / RING} was written by a newer version of this service; upgrade.")
             keys = tuple(self._key(entry, previous) for entry in listed["keys"])
@@ -102,7 +109,13 @@ class KeyFolder:
         """Make the first two keys of an installation, unless another process has just done so."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.path.chmod(0o700)
+            strangers = sorted(path.name for path in self.path.iterdir() if not _OURS.fullmatch(path.name))
+            if self.is_empty() and strangers:
+                raise ConfigurationError(
+                    f"{self.path} holds other files ({strangers[0]}); name a folder of its own with IDENTITY_KEYS_DIR."
+                )
+            if self.is_empty():
+                self.path.chmod(0o700)
         except OSError as error:
             raise ConfigurationError(
                 f"{self.path} cannot be made a private folder ({error.strerror}); "
@@ -157,8 +170,8 @@ class KeyFolder:
         _write_atomically(self.path / RING, json.dumps(listed, indent=1).encode())
         self.destroy_spent(ring, now=now)
         # Left by a crash: private halves that no ring names, and files whose writing never ended.
-        for path in (*self.path.glob("*.pem"), *self.path.glob(f".*{_UNFINISHED}")):
-            if ring.find(path.stem) is None:
+        for path in self.path.iterdir():
+            if _LEFTOVER.fullmatch(path.name) and ring.find(path.stem) is None:
                 _destroy(path)
 
     def _key(self, entry: dict[str, Any], previous: Keyring | None) -> Key:

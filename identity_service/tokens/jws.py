@@ -5,6 +5,7 @@ the exact `typ` of the kind expected, and RS256 with a key of its own keyring.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -23,6 +24,7 @@ LEEWAY = timedelta(seconds=30)
 
 _RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
 _known_headers: dict[bytes, envelope.Header] = {}
+_VISIBLE = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
 
 def sign(key: Key, typ: str, claims: Mapping[str, Any]) -> str:
@@ -82,9 +84,9 @@ def moment(claims: Mapping[str, Any], name: str) -> datetime:
 
 
 def text(claims: Mapping[str, Any], name: str) -> str:
-    """Return a claim that is a string and not empty."""
+    """Return a claim that is a string of visible ASCII characters (which is all we write), and not empty."""
     value = claims.get(name)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
         raise TokenRejected("missing_claim", name)
     return value
 

@@ -1,5 +1,6 @@
 """Refresh tokens: which session, and which generation of it. What a generation is worth is decided in `sessions`."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -10,6 +11,7 @@ from identity_service.tokens import jws
 from identity_service.tokens.access import read_uuid
 
 TYP = "rt+jwt"
+_GENERATION = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ def read(unverified_token: str, keyring: Keyring, *, issuer: str, now: datetime)
         raise TokenRejected("wrong_audience")
     issued_at, expires_at = jws.lifetime_of(claims, now=now)
     session_id = read_uuid(jws.text(claims, "sid"), "sid")
-    named, dot, generation = jws.text(claims, "jti").rpartition(".")
-    if not dot or named != str(session_id) or not (generation.isascii() and generation.isdecimal()):
+    named, _, generation = jws.text(claims, "jti").rpartition(".")
+    if named != str(session_id) or not _GENERATION.fullmatch(generation):
         raise TokenRejected("missing_claim", "jti")
     return RefreshClaims(
         issuer=issuer,

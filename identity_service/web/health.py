@@ -37,15 +37,27 @@ async def ready(request: Request) -> JSONResponse:
 
 async def _missing(runtime: Runtime) -> list[str]:
     missing = []
-    try:
-        revision = await asyncio.wait_for(runtime.database.schema_revision(), PING_SECONDS)
-        # A newer schema serves this release too: migrations expand before they contract.
-        if revision is None or revision < SCHEMA_HEAD:
-            missing.append("schema")
-    except (DatabaseUnavailable, TimeoutError):
+    looking = asyncio.create_task(_schema_stands(runtime))
+    # Not `wait_for`: it would wait for a hung server to take note that nobody wants its answer any more.
+    done, _ = await asyncio.wait({looking}, timeout=PING_SECONDS)
+    looking.cancel()
+    stands = looking.result() if done else None
+    if stands is None:
         missing.append("database")
+    elif not stands:
+        missing.append("schema")
     try:
         runtime.keys.current.signer(runtime.now())
     except KeysUnavailable:
         missing.append("keys")
     return missing
+
+
+async def _schema_stands(runtime: Runtime) -> bool | None:
+    """Return whether the schema is what this release needs, None when the database does not say."""
+    try:
+        revision = await runtime.database.schema_revision()
+    except DatabaseUnavailable:
+        return None
+    # A newer schema serves this release too: migrations expand before they contract.
+    return revision is not None and revision >= SCHEMA_HEAD

@@ -77,7 +77,7 @@ async def refresh_session(request: Request, _: EmptyBody | None = None) -> JSONR
     """Get the next access token for the session in the cookie, and the next cookie."""
     runtime = runtime_of(request)
     try:
-        issued = await grants.refresh_token(runtime, FIRST_PARTY, unverified_token=_cookie(request, runtime), scope="")
+        issued = await grants.refresh_token(runtime, FIRST_PARTY, unverified_token=_cookie(request), scope="")
     except SessionEnded as error:
         problems.note(request, error)
         status, code = problems.STATUS[type(error)]
@@ -94,7 +94,7 @@ async def logout(request: Request, _: EmptyBody | None = None) -> Response:
     runtime = runtime_of(request)
     try:
         claims = refresh.read(
-            _cookie(request, runtime), runtime.keys.current, issuer=runtime.settings.issuer_url, now=runtime.now()
+            _cookie(request), runtime.keys.current, issuer=runtime.settings.issuer_url, now=runtime.now()
         )
     except (SessionEnded, TokenRejected):
         pass
@@ -110,8 +110,8 @@ def cookie_name(settings: Settings) -> str:
     return "__Host-identity-refresh" if settings.secure_cookies else "identity-refresh"
 
 
-def _cookie(request: Request, runtime: Runtime) -> str:
-    token = request.cookies.get(cookie_name(runtime.settings), "")
+def _cookie(request: Request) -> str:
+    token: str = request.scope.get("identity.cookie", "")
     if not token or not token.isascii():
         raise SessionEnded(detail="no cookie")
     return token

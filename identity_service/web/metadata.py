@@ -13,7 +13,7 @@ from identity_service.web.token import offered_grants
 router = APIRouter(tags=["Metadata"])
 
 _MAX_AGE = int(JWKS_MAX_AGE.total_seconds())
-_JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-if-error=86400"
+_JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-if-error=3600"
 FOR_EVERYONE = {"Access-Control-Allow-Origin": "*"}
 
 

@@ -73,7 +73,7 @@ async def read_form(request: Request) -> Mapping[str, str]:
         raise InvalidRequest("A secret must not be sent in the URL.")
     try:
         pairs = parse_qsl(
-            (await request.body()).decode("ascii"),
+            (await request.body()).decode(),
             keep_blank_values=True,
             errors="strict",
             max_num_fields=_MOST_PARAMETERS,

@@ -1,6 +1,6 @@
 """What HTTP makes of our errors: the one table, and the problem documents (RFC 9457) that carry it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +14,7 @@ from identity_service import errors
 from identity_service.errors import IdentityError
 
 MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 20
 
 STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.SignupClosed: (403, "signup_closed"),
@@ -38,6 +39,30 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.ConfigurationError: (503, "temporarily_unavailable"),
     errors.IdentityError: (400, "refused"),
 }
+
+DESCRIBED: dict[int | str, dict[str, Any]] = {
+    422: {
+        "description": "The request has members that are missing or wrong.",
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "required": ["type", "title", "status", "code", "detail"],
+                    "properties": {
+                        "type": {"type": "string"},
+                        "title": {"type": "string"},
+                        "status": {"type": "integer"},
+                        "code": {"type": "string"},
+                        "detail": {"type": "string"},
+                        "request_id": {"type": "string"},
+                        "errors": {"type": "array", "items": {"type": "object"}},
+                    },
+                }
+            }
+        },
+    }
+}
+"""The refusal that every route can answer with, for OpenAPI; the framework would describe its own."""
 
 _HTTP = {
     404: ("not_found", "There is nothing at this path."),
@@ -100,13 +125,15 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """Say where the input is wrong, never what it was: FastAPI's own answer repeats passwords."""
     assert isinstance(error, RequestValidationError)
-    found = [
-        {"pointer": "/" + "/".join(str(part) for part in entry["loc"][1:]), "detail": entry["msg"]}
-        for entry in error.errors()
-    ]
+    found = [{"pointer": _pointer(entry["loc"][1:]), "detail": entry["msg"]} for entry in error.errors()[:MOST_ERRORS]]
     return problem(
         request, 422, "validation_failed", "The request has members that are missing or wrong.", errors=found
     )
+
+
+def _pointer(path: Sequence[object]) -> str:
+    """Return a JSON pointer (RFC 6901 3); the whole document is the empty string."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

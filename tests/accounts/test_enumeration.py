@@ -1,0 +1,181 @@
+"""No answer tells accounts apart: not by what it says, not by the work behind it, not by time (PWD-8, F57)."""
+
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from statistics import median
+from typing import Any
+
+import argon2
+import httpx2
+import pytest
+
+from tests.conftest import PASSWORD, Api, StartApi
+
+APP = "https://app.example.com"
+WRONG = "not the password of anybody"
+
+Ask = Callable[[Api, str, str], Awaitable[httpx2.Response]]
+
+
+async def by_token(api: Api, username: str, password: str) -> httpx2.Response:
+    return await api.token(grant_type="password", username=username, password=password)
+
+
+async def by_login(api: Api, username: str, password: str) -> httpx2.Response:
+    body = {"username": username, "password": password}
+    return await api.http.post("/login", json=body, headers={"Origin": APP})
+
+
+# Who is asked for, and with what. All but the first two exist.
+CASES = {
+    "unknown": ("nobody", WRONG),
+    "unknown, with a password that somebody has": ("nobody", PASSWORD),
+    "wrong password": ("alice", WRONG),
+    "wrong password in capitals": ("ALICE", WRONG),
+    "administrator": ("root", WRONG),
+    "disabled": ("bob", WRONG),
+    "disabled, with the right password": ("bob", PASSWORD),
+    "damaged hash": ("carol", WRONG),
+    "damaged hash, with the right password": ("carol", PASSWORD),
+}
+# What cannot be a name or a password, for those who exist and those who do not.
+IMPOSSIBLE = {
+    "no name": ("not a name", WRONG),
+    "endless name": ("x" * 1000, WRONG),
+}
+
+
+async def people(api: Api) -> None:
+    for name in ("alice", "bob", "carol", "root"):
+        await api.sign_up(name)
+    async with api.database.connection() as db:
+        await db.execute("UPDATE users SET disabled_at = now() WHERE username = 'bob'")
+        await db.execute("UPDATE users SET password_hash = 'damaged' WHERE username = 'carol'")
+        await db.execute("UPDATE users SET roles = '{admin}' WHERE username = 'root'")
+
+
+def shown(answer: httpx2.Response) -> tuple[int, Any, list[tuple[str, str]]]:
+    """Return all of an answer but the id of its request."""
+    body = answer.json()
+    body.pop("request_id", None)
+    headers = [(name, value) for name, value in answer.headers.multi_items() if name != "x-request-id"]
+    return answer.status_code, body, headers
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the Argon2 library is asked to do, in order: verifications with their cost, and hashes."""
+    done: list[str] = []
+    verify, hash_ = argon2.PasswordHasher.verify, argon2.PasswordHasher.hash
+
+    def watched_verify(self: argon2.PasswordHasher, hash: str, password: str) -> bool:  # noqa: A002
+        done.append(f"verify {hash.split('$')[3]}" if hash.count("$") == 5 else "verify nothing")
+        return bool(verify(self, hash, password))
+
+    def watched_hash(self: argon2.PasswordHasher, password: str) -> str:
+        done.append("hash")
+        return hash_(self, password)
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", watched_verify)
+    monkeypatch.setattr(argon2.PasswordHasher, "hash", watched_hash)
+    return done
+
+
+@pytest.mark.parametrize("ask", [by_token, by_login])
+async def test_every_refused_login_gets_the_same_answer_to_the_last_header(api, ask: Ask):
+    await people(api)
+    answers = {name: shown(await ask(api, *case)) for name, case in (CASES | IMPOSSIBLE).items()}
+    expected = answers["unknown"]
+    assert expected[0] == (400 if ask is by_token else 401)
+    assert {name: answer for name, answer in answers.items() if answer != expected} == {}
+    assert await api.scalar("SELECT count(*) FROM sessions") == 0
+
+
+@pytest.mark.parametrize("ask", [by_token, by_login])
+async def test_a_password_that_cannot_be_one_is_refused_alike_for_everyone(api, ask: Ask, work):
+    """Known before anything is hashed, and about nobody in particular."""
+    await people(api)
+    work.clear()
+    for password in ("x" * 257, "x" * 1025):
+        answers = [shown(await ask(api, username, password)) for username in ("nobody", "alice", "bob", "carol")]
+        assert answers == [answers[0]] * 4
+    assert work == []
+
+
+@pytest.mark.parametrize("ask", [by_token, by_login])
+async def test_every_refused_login_costs_one_verification_at_the_cost_of_today(api, ask: Ask, work):
+    """F57: an account whose hash cannot be read is no exception, or it would stand out."""
+    await people(api)
+    done = {}
+    for name, case in (CASES | IMPOSSIBLE).items():
+        work.clear()
+        await ask(api, *case)
+        done[name] = [step for step in work if step != "verify nothing"]
+    assert {name: steps for name, steps in done.items() if steps != ["verify m=8,t=1,p=1"]} == {}
+
+
+async def test_an_account_whose_hash_is_older_costs_no_less_than_one_that_is_not_there(start_api: StartApi, work):
+    """PWD-8: after the cost was raised, whoever has not logged in since must not answer faster than nobody."""
+    async with start_api() as api:
+        await people(api)
+    async with start_api(argon2_memory_kib=64, argon2_time_cost=2) as api:
+        costs = {}
+        for username in ("nobody", "alice", "bob"):
+            work.clear()
+            await by_token(api, username, WRONG)
+            costs[username] = sum(cost_of(step) for step in work)
+    assert costs["nobody"] == 64 * 2
+    assert all(cost >= 0.9 * costs["nobody"] for cost in costs.values()), costs
+
+
+def cost_of(step: str) -> int:
+    """Return memory times passes of one verification; a hash is made at today's cost."""
+    if not step.startswith("verify m="):
+        return 64 * 2
+    memory, passes, _ = (int(parameter.partition("=")[2]) for parameter in step.removeprefix("verify ").split(","))
+    return memory * passes
+
+
+async def test_a_refused_login_takes_as_long_for_nobody_as_for_somebody(start_api: StartApi):
+    """F57: interleaved, so that whatever else the machine does meets all of them alike. The threshold is generous."""
+    asked = {
+        name: CASES[name] for name in ("unknown", "wrong password", "disabled", "disabled, with the right password")
+    }
+    asked |= {"no name": IMPOSSIBLE["no name"]}
+    durations: dict[str, list[float]] = defaultdict(list)
+    async with start_api(argon2_memory_kib=8192, argon2_time_cost=1) as api:
+        await people(api)
+        for number in range(45):
+            for name, case in asked.items():
+                started = time.perf_counter()
+                await by_token(api, *case)
+                if number >= 5:
+                    durations[name].append(time.perf_counter() - started)
+    medians = {name: median(values) for name, values in durations.items()}
+    assert max(medians.values()) < 1.5 * min(medians.values()), medians
+
+
+async def test_a_password_change_reveals_nothing_that_a_login_hides(api, work):
+    """A wrong current password is one verification, whatever the new password is worth."""
+    alice = await api.sign_up("alice")
+    token = (await alice.log_in())["access_token"]
+    for new in ("purple elephants dance at dusk", "short", PASSWORD):
+        work.clear()
+        answer = await api.http.put(
+            "/users/me/password",
+            json={"current_password": WRONG, "new_password": new},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        assert (answer.status_code, answer.json()["code"]) == (403, "current_password_wrong")
+        assert work == ["verify m=8,t=1,p=1"]
+
+
+async def test_the_log_may_know_what_the_answer_hides(api, caplog):
+    """An operator has to see which of the reasons it was; the caller's text is one for all."""
+    await people(api)
+    caplog.set_level("INFO", logger="identity_service.request")
+    for name in ("unknown", "wrong password", "disabled, with the right password"):
+        await by_token(api, *CASES[name])
+    details = [vars(record)["detail"] for record in caplog.records if "detail" in vars(record)]
+    assert details == ["unknown user", "wrong password", "disabled"]

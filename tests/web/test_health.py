@@ -1,0 +1,285 @@
+"""Probes, and what the service says while something it depends on is away (contract section 6, FPS-4, F76)."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from secrets import token_hex
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+
+from identity_service.cli.migrate import upgrade
+from identity_service.database import Connection
+from tests.conftest import PASSWORD, Api, StartApi, bearer
+from tests.web.answers import problem, seen
+
+APP = "https://app.example.com"
+OK = (200, {"status": "ok"})
+READY = (200, {"status": "ok", "missing": []})
+UNAVAILABLE = "The service cannot answer this at the moment; try again shortly."
+PROBLEM = problem(503, "temporarily_unavailable", UNAVAILABLE)
+OAUTH_ERROR = {"error": "temporarily_unavailable", "error_description": UNAVAILABLE}
+
+NewDatabase = Callable[..., str]
+Outage = Callable[[str], AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture(scope="module")
+def template(new_database: NewDatabase) -> str:
+    """The name of a database with our schema that nobody is connected to."""
+    upgrade(new_database("health_template"))
+    return "health_template"
+
+
+@pytest.fixture
+async def empty_url(new_database: NewDatabase) -> str:
+    """A database of the test's own, without our schema."""
+    return await asyncio.to_thread(new_database, f"health_{token_hex(4)}")
+
+
+@pytest.fixture
+async def own_url(new_database: NewDatabase, template: str) -> str:
+    """A database of the test's own, which it may take away."""
+    return await asyncio.to_thread(new_database, f"health_{token_hex(4)}", template)
+
+
+async def ready(api: Api) -> tuple[int, Any]:
+    answer = await api.http.get("/readyz")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers.get("retry-after") == ("2" if answer.status_code == 503 else None)
+    return answer.status_code, answer.json()
+
+
+def missing(*what: str) -> tuple[int, dict[str, Any]]:
+    return 503, {"status": "unavailable", "missing": list(what)}
+
+
+async def alive(api: Api, path: str = "/health") -> tuple[int, Any]:
+    answer = await api.http.get(path)
+    return answer.status_code, answer.json()
+
+
+@asynccontextmanager
+async def administering(url: str) -> AsyncIterator[tuple[Connection, str]]:
+    """A connection beside the database, and the database's name."""
+    place, _, options = url.partition("?")
+    server, _, name = place.rpartition("/")
+    connection = await asyncpg.connect(f"{server}/postgres?{options}")
+    try:
+        yield connection, name
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def gone(url: str) -> AsyncIterator[None]:
+    """The database is not there, as while a failover is under way."""
+    async with administering(url) as (server, name):
+        await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        await server.execute(f'ALTER DATABASE "{name}" RENAME TO "{name}_away"')
+        yield
+        await server.execute(f'ALTER DATABASE "{name}_away" RENAME TO "{name}"')
+        await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+@asynccontextmanager
+async def closed(url: str) -> AsyncIterator[None]:
+    """The database takes no connections, as while it is restored or moved."""
+    async with administering(url) as (server, name):
+        await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        yield
+        await server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+@asynccontextmanager
+async def without_tables(url: str) -> AsyncIterator[None]:
+    """The schema is not there, as in the middle of a restore."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("ALTER SCHEMA public RENAME TO elsewhere; CREATE SCHEMA public")
+    yield
+    await connection.execute("DROP SCHEMA public; ALTER SCHEMA elsewhere RENAME TO public")
+    await connection.close()
+
+
+# Probes
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez"])
+async def test_a_process_that_turns_says_so_and_nothing_else(api, path):
+    """FPS-4"""
+    assert await alive(api, path) == OK
+    assert (await api.http.head(path)).status_code == 200
+
+
+async def test_a_service_that_lacks_nothing_is_ready(api):
+    assert await ready(api) == READY
+    assert (await api.http.head("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("outage", [gone, closed])
+async def test_without_its_database_it_is_alive_and_not_ready(start_api: StartApi, own_url, outage: Outage):
+    """The body names what is missing and says nothing of where it is or what it said."""
+    async with start_api(database_url=own_url) as api:
+        assert await ready(api) == READY
+        async with outage(own_url):
+            for _ in range(2):
+                assert await ready(api) == missing("database")
+            for path in ("/health", "/livez"):
+                assert await alive(api, path) == OK
+            for path in ("/", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/docs"):
+                assert (await api.http.get(path)).status_code == 200
+        assert await ready(api) == READY
+
+
+async def test_a_database_that_does_not_answer_is_not_waited_for(start_api: StartApi, own_url):
+    """An orchestrator's probe has a second or so."""
+    async with start_api(database_url=own_url) as api:
+        blocker = await asyncpg.connect(own_url)
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
+            started = time.monotonic()
+            assert await ready(api) == missing("database")
+            assert time.monotonic() - started < 3
+            assert await alive(api) == OK
+        await blocker.close()
+        assert await ready(api) == READY
+
+
+async def test_a_fresh_database_has_no_schema(start_api: StartApi, empty_url):
+    async with start_api(database_url=empty_url) as api:
+        assert await ready(api) == missing("schema")
+        assert await alive(api) == OK
+        answer = await api.http.post("/users", json={"username": "alice", "password": PASSWORD})
+        assert seen(answer) == PROBLEM
+        await asyncio.to_thread(upgrade, empty_url)
+        assert await ready(api) == READY
+        await api.sign_up("alice")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("UPDATE alembic_version SET version_num = '0000'", missing("schema")),
+        ("DELETE FROM alembic_version", missing("schema")),
+        ("DROP TABLE alembic_version", missing("schema")),
+        ("UPDATE alembic_version SET version_num = '9999'", READY),
+    ],
+    ids=["behind", "unmarked", "unmanaged", "ahead"],
+)
+async def test_the_schema_must_be_at_least_this_releases(start_api: StartApi, own_url, change, expected):
+    """A newer schema serves an older release too, since migrations expand before they contract."""
+    async with start_api(database_url=own_url) as api:
+        connection = await asyncpg.connect(own_url)
+        await connection.execute(change)
+        await connection.close()
+        assert await ready(api) == expected
+
+
+async def test_without_a_key_that_signs_it_is_not_ready_and_issues_nothing(api, alice):
+    """KEY-5, F76: here the clock stands before the first key's turn."""
+    tokens = await alice.log_in()
+    api.clock.advance(days=-1)
+    assert await ready(api) == missing("keys")
+    assert await alive(api) == OK
+    form = {"grant_type": "password", "username": "alice", "password": PASSWORD}
+    refused = [await api.token(**form), await api.refresh(tokens["refresh_token"])]
+    assert {answer.status_code for answer in refused} <= {400, 503}
+    assert (refused[0].status_code, refused[0].headers["retry-after"]) == (503, "2")
+    assert refused[0].json() == OAUTH_ERROR
+    login = await api.http.post("/login", json={"username": "alice", "password": PASSWORD}, headers={"Origin": APP})
+    assert seen(login) == PROBLEM
+    assert await api.scalar("SELECT count(*) FROM sessions") == 1
+    assert await api.scalar("SELECT generation FROM sessions") == 0
+    api.clock.advance(days=1)
+    assert await ready(api) == READY
+    assert (await api.refresh(tokens["refresh_token"])).status_code == 200
+
+
+async def test_a_service_that_is_about_to_stop_sends_the_next_request_elsewhere_and_answers_this_one(api, alice):
+    api.app.state.draining = True
+    assert await ready(api) == missing("draining")
+    assert await alive(api) == OK
+    assert (await api.me((await alice.log_in())["access_token"])).status_code == 200
+
+
+async def test_everything_that_is_missing_is_named_at_once(start_api: StartApi, own_url):
+    async with start_api(database_url=own_url) as api:
+        api.app.state.draining = True
+        api.clock.advance(days=-1)
+        async with gone(own_url):
+            assert await ready(api) == missing("database", "keys", "draining")
+
+
+# Everybody else, meanwhile
+
+
+async def requests_that_need_the_database(api: Api) -> list[httpx2.Request]:
+    """Return one request of each kind, all of which would succeed."""
+    alice = await api.sign_up("alice")
+    tokens = await alice.log_in()
+    login = await api.http.post("/login", json={"username": "alice", "password": PASSWORD}, headers={"Origin": APP})
+    own = {"Origin": APP, "Cookie": login.headers["set-cookie"].partition(";")[0]}
+    api.http.cookies.clear()
+    me = bearer(tokens["access_token"])
+    change = {"current_password": PASSWORD, "new_password": "purple elephants dance at dusk"}
+    build = api.http.build_request
+    return [
+        build("GET", "/users/me", headers=me),
+        build("PATCH", "/users/me", json={"email": None}, headers=me),
+        build("POST", "/refresh", json={}, headers=own),
+        build("POST", "/token", data={"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}),
+        build("POST", "/token", data={"grant_type": "password", "username": "alice", "password": PASSWORD}),
+        build("POST", "/login", json={"username": "alice", "password": PASSWORD}, headers={"Origin": APP}),
+        build("POST", "/users", json={"username": "bob", "password": PASSWORD}),
+        build("PUT", "/users/me/password", json=change, headers=me),
+        build("POST", "/logout", json={}, headers=own),
+        build("DELETE", "/users/me", json={"current_password": change["new_password"]}, headers=me),
+        build("POST", "/revoke", data={"token": tokens["refresh_token"]}),
+    ]
+
+
+@pytest.mark.parametrize("outage", [gone, closed, without_tables])
+async def test_without_its_database_it_asks_everyone_to_come_back_and_then_goes_on(
+    start_api: StartApi, own_url, outage: Outage
+):
+    """F76: refused, not guessed; nobody is logged out by an outage, and nothing has to be restarted after it."""
+    async with start_api(database_url=own_url) as api:
+        requests = await requests_that_need_the_database(api)
+        api.clock.advance(seconds=1)
+        async with outage(own_url):
+            for request in requests:
+                answer = await api.http.send(request)
+                where = f"{request.method} {request.url.path}"
+                assert (where, answer.status_code) == (where, 503)
+                assert answer.headers["retry-after"] == "2"
+                assert answer.headers["cache-control"] == "no-store"
+                assert "set-cookie" not in answer.headers
+                assert "www-authenticate" not in answer.headers
+                if request.url.path in ("/token", "/revoke"):
+                    assert answer.json() == OAUTH_ERROR
+                else:
+                    assert seen(answer) == PROBLEM
+        statuses = [(await api.http.send(request)).status_code for request in requests]
+        assert statuses == [200, 200, 200, 200, 200, 200, 201, 204, 204, 204, 200]
+
+
+async def test_a_database_that_only_reads_is_one_to_come_back_for(start_api: StartApi, own_url):
+    """What a standby is until it has been promoted."""
+    async with start_api(database_url=own_url) as api:
+        tokens = await (await api.sign_up("alice")).log_in()
+    async with administering(own_url) as (server, name):
+        await server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    async with start_api(database_url=own_url) as api:
+        assert (await api.me(tokens["access_token"])).status_code == 200
+        assert seen(await api.http.post("/users", json={"username": "bob", "password": PASSWORD})) == PROBLEM
+        for answer in (
+            await api.refresh(tokens["refresh_token"]),
+            await api.token(grant_type="password", username="alice", password=PASSWORD),
+            await api.http.post("/revoke", data={"token": tokens["refresh_token"]}),
+        ):
+            assert (answer.status_code, answer.json()) == (503, OAUTH_ERROR)
