@@ -237,7 +237,12 @@ def _public_key(entry: dict[str, Any], algorithm: str) -> Any:
         return Ed25519PublicKey.from_public_bytes(jws.decode_base64url(entry["x"].encode()))
     modulus, exponent = _number(entry["n"]), _number(entry["e"])
     # Large numbers would make each signature cost as much as the sender of the key likes.
-    if kind != "RSA" or not 2048 <= modulus.bit_length() <= 8192 or not 65537 <= exponent < 1 << 32:
+    if (
+        kind != "RSA"
+        or not modulus & exponent & 1
+        or not 2048 <= modulus.bit_length() <= 8192
+        or not 65537 <= exponent < 1 << 32
+    ):
         return None
     return rsa.RSAPublicNumbers(exponent, modulus).public_key()
 
