@@ -133,7 +133,8 @@ class Issuer:
         return self.asked("jwks.json")
 
     def verifier(self, **options: Any) -> Verifier:
-        return Verifier(ISSUER, **({"audience": AUDIENCE, "http": self.transport(), "now": self.clock} | options))
+        own: dict[str, Any] = {"audience": AUDIENCE, "http": self.transport(), "now": self.clock}
+        return Verifier(ISSUER, **own | options)
 
     def token(self, *subject: str, **claims: Any) -> str:
         return self.kit.token(*subject, **claims)

@@ -55,10 +55,12 @@ async def test_it_is_bounded_and_keeps_what_is_used(issuer: Issuer) -> None:
         cache.put(str(number).encode(), claims)
         assert cache.get(hot) or cache.get_older(hot)
         assert len(cache) <= 100
-    assert not cache.get(b"1") and not cache.get_older(b"1")
+    assert not cache.get(b"1")
+    assert not cache.get_older(b"1")
     cache.remove(hot)
     cache.remove(hot)
-    assert not cache.get(hot) and not cache.get_older(hot)
+    assert not cache.get(hot)
+    assert not cache.get_older(hot)
     cache.clear()
     assert len(cache) == 0
 

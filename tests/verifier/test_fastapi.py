@@ -16,7 +16,7 @@ from identity_service.verifier.testing import TestIssuer
 issuer = TestIssuer("https://id.example.com", "orders")
 
 
-def make_app(verifier: Verifier, **options: Any) -> FastAPI:
+def make_app(verifier: Verifier, **options: Any) -> FastAPI:  # noqa: C901 - many small routes
     auth = Bearer(verifier, **options)
     app = FastAPI()
 
@@ -44,7 +44,7 @@ def make_app(verifier: Verifier, **options: Any) -> FastAPI:
 
     @app.get("/catalogue")
     async def catalogue(caller: Annotated[Claims | None, Depends(auth.optional)]) -> dict[str, str | None]:
-        return {"subject": caller and caller.subject}
+        return {"subject": caller.subject if caller is not None else None}
 
     @app.websocket("/ws")
     async def chat(socket: WebSocket, caller: Annotated[Claims, Depends(auth.websocket())]) -> None:
@@ -141,16 +141,20 @@ ANSWERS: dict[str, tuple[str, str, list[tuple[str, str]], int, str | None]] = {
         "/orders",
         [("Authorization", "Bearer {writer}")],
         403,
-        f'{BARE}, error="insufficient_scope", error_description="The token lacks a scope", '
-        'scope="orders:write orders:delete"',
+        (
+            f'{BARE}, error="insufficient_scope", error_description="The token lacks a scope", '
+            'scope="orders:write orders:delete"'
+        ),
     ),
     "scopes_without_the_role": (
         "DELETE",
         "/orders",
         [("Authorization", "Bearer {deleter}")],
         403,
-        f'{BARE}, error="insufficient_scope", error_description="The caller lacks a role", '
-        'scope="orders:write orders:delete"',
+        (
+            f'{BARE}, error="insufficient_scope", error_description="The caller lacks a role", '
+            'scope="orders:write orders:delete"'
+        ),
     ),
     "role_missing": (
         "GET",
