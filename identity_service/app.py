@@ -153,7 +153,7 @@ async def _look(runtime: Runtime, heard: asyncio.Event) -> None:
 
 
 def _stop_gently(app: FastAPI, runtime: Runtime) -> None:
-    """On a signal, turn `/readyz` and end the streams first; uvicorn, which closes its listener at once, stops later."""
+    """On a signal, turn `/readyz` and end the streams; uvicorn, which closes its listener at once, stops later."""
     loop = asyncio.get_running_loop()
     wait = runtime.settings.drain.total_seconds()
     for number, seconds in ((signal.SIGTERM, wait), (signal.SIGINT, 0.0)):

@@ -7,7 +7,7 @@ asked in `revocations` afterwards.
 import marshal
 import re
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -85,6 +85,23 @@ class Claims:
         return claims | more
 
 
+_new = object.__new__
+(
+    _set_issuer,
+    _set_subject,
+    _set_client_id,
+    _set_session_id,
+    _set_scopes,
+    _set_roles,
+    _set_audience,
+    _set_token_id,
+    _set_issued,
+    _set_expires,
+    _set_status,
+    _set_more,
+) = (vars(Claims)[each.name].__set__ for each in fields(Claims))
+
+
 class ClaimsReader:
     """Reads the payload of a token whose signature holds.
 
@@ -137,20 +154,21 @@ class ClaimsReader:
         scopes = self._scopes(members)
         roles = self._roles(members) if "roles" in members else ()
         status = self._status(members) if "status" in members else None
-        return Claims(
-            issuer=self._issuer,
-            subject=subject,
-            client_id=self._share(client_id),
-            session_id=session_id,
-            scopes=scopes,
-            roles=roles,
-            audience=self._share(audience),
-            token_id=token_id,
-            issued=issued,
-            expires=expires,
-            status=status,
-            _more=_freeze(members),
-        )
+        # The constructor of a frozen dataclass takes three times as long as this, a tenth of checking the signature.
+        claims = _new(Claims)
+        _set_issuer(claims, self._issuer)
+        _set_subject(claims, subject)
+        _set_client_id(claims, self._share(client_id))
+        _set_session_id(claims, session_id)
+        _set_scopes(claims, scopes)
+        _set_roles(claims, roles)
+        _set_audience(claims, self._share(audience))
+        _set_token_id(claims, token_id)
+        _set_issued(claims, issued)
+        _set_expires(claims, expires)
+        _set_status(claims, status)
+        _set_more(claims, _freeze(members))
+        return claims
 
     def _times(self, members: dict[str, Any], now: float) -> tuple[int, int]:
         issued, expires = members.pop("iat", None), members.pop("exp", None)

@@ -6,6 +6,7 @@
     issuer.revoke(token)
 
 In pytest, `pytest_plugins = ["identity_service.verifier.testing"]` in a conftest gives the fixture `token_issuer`.
+There is nothing to rewrite in here, whoever imports it first: PYTEST_DONT_REWRITE.
 """
 
 import json

@@ -14,6 +14,7 @@ from identity_service.verifier import jws
 from identity_service.verifier.cache import TokenCache
 from identity_service.verifier.claims import MAXIMUM_LIFETIME, Claims, ClaimsReader, StatusReference
 from identity_service.verifier.http import Border, check_url, is_loopback_url
+from identity_service.verifier.jws import MAX_LENGTH
 from identity_service.verifier.keys import Keys
 from identity_service.verifier.rejection import TokenRejected
 from identity_service.verifier.revocations import OnStale, Revocations
@@ -127,25 +128,27 @@ class Verifier:
         Raises:
             TokenRejected: and nothing else, whatever the token is made of.
         """
-        if len(unverified_token) > jws.MAX_LENGTH:
+        if len(unverified_token) > MAX_LENGTH:
             raise TokenRejected("malformed", "too long")
         try:
-            exact = unverified_token.encode("ascii") if isinstance(unverified_token, str) else unverified_token
+            exact = unverified_token.encode() if isinstance(unverified_token, str) else unverified_token
         except UnicodeEncodeError:
-            raise TokenRejected("malformed", "not ASCII") from None
+            raise TokenRejected("malformed", "not text") from None
         digest = sha256(exact).digest()
-        claims = self._cache.get(digest) or self._cache.get_older(digest)
+        cache = self._cache
+        claims = cache.get(digest) or cache.get_older(digest)
         if claims is None:
             return await self._verify_anew(exact, digest)
         if self._clock() >= self._keys.due_at:
             await self._keys.tend()
-            if self._cache.get(digest) is not claims:  # its key has gone
+            if cache.get(digest) is not claims:  # its key has gone
                 return await self._verify_anew(exact, digest)
         if self._now() >= claims.expires + self._leeway:
-            self._cache.remove(digest)
+            cache.remove(digest)
             raise TokenRejected("expired")
-        if claims.status is not None and not self._revocations.check(claims.status):
-            await self._revocations.require(claims.status)
+        status = claims.status
+        if status is not None and not self._revocations.check(status):
+            await self._revocations.require(status)
         return claims
 
     async def wait_revoked(self, claims: Claims) -> None:
