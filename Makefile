@@ -22,11 +22,11 @@ static: .venv/dev.stamp ## Lint, types and import contracts
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports > .import_linter.log 2>&1 || { cat .import_linter.log; exit 1; }
 
 coverage: .venv/dev.stamp ## Run the tests and hold the core at full branch coverage
 	@$(BIN)/pytest -q -n auto --dist worksteal --cov --cov-report=
-	@$(BIN)/coverage report --fail-under=100 --include='identity_service/accounts/*,identity_service/sessions/*,identity_service/tokens/*,identity_service/signing/*,identity_service/revocation/*'
+	@$(BIN)/coverage report --fail-under=100 --include='identity_service/accounts/*,identity_service/sessions/*,identity_service/tokens/*,identity_service/signing/*,identity_service/revocation/*,identity_service/verifier/*'
 
 migrate: .venv/run.stamp ## Bring the database schema up to date
 	@$(BIN)/identity-service migrate

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -17,18 +18,24 @@ from identity_service import settings as configuration
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.database import open_database
 from identity_service.errors import DatabaseUnavailable
+from identity_service.revocation import CHANNEL
+from identity_service.revocation.feed import RevocationFeed
+from identity_service.revocation.status_lists import StatusLists
 from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
 from identity_service.signing.live import LiveKeyring, open_keys
 from identity_service.web import accounts, docs, health, login, metadata, problems, revocation, token
+from identity_service.web import status_lists as status_list_routes
 from identity_service.web.middleware import Edge, EdgePolicy
 
 log = logging.getLogger(__name__)
 
 KEYRING_POLL_SECONDS = 2.0
 PRUNE_SECONDS = 60.0
+LOOK_SECONDS = 0.5
+LISTEN_AGAIN_SECONDS = 1.0
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -48,12 +55,17 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         url = settings.database_url.get_secret_value()
         try:
             async with open_database(url, pool_size=settings.database_pool_size) as database:
-                runtime = Runtime(settings, database, keys, passwords, now)
+                revocations = RevocationFeed(database)
+                status_lists = StatusLists(revocations, keys, issuer=settings.issuer_url)
+                runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, now)
                 app.state.runtime = runtime
-                _drain_before_stopping(app, settings.drain.total_seconds())
+                _stop_gently(app, runtime)
+                heard = asyncio.Event()
                 tending = _repeating(KEYRING_POLL_SECONDS, lambda: _tend_keys(runtime))
                 pruning = _repeating(PRUNE_SECONDS, lambda: _prune(runtime))
-                async with tending, pruning:
+                listening = _repeating(LISTEN_AGAIN_SECONDS, lambda: database.listen(CHANNEL, heard.set))
+                looking = _repeating(0, lambda: _look(runtime, heard))
+                async with tending, pruning, listening, looking:
                     yield
         finally:
             passwords.close()
@@ -68,7 +80,8 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         responses=problems.DESCRIBED,
     )
     app.state.draining = False
-    app.state.routers = [part.router for part in (token, revocation, login, accounts, metadata, health, docs)]
+    parts = (token, revocation, login, accounts, metadata, status_list_routes, health, docs)
+    app.state.routers = [part.router for part in parts]
     for router in app.state.routers:
         app.include_router(router)
     problems.install(app)
@@ -97,16 +110,20 @@ def _edge_policy(settings: Settings) -> EdgePolicy:
 
 @asynccontextmanager
 async def _repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Do some housekeeping again and again for as long as the context lasts."""
+    """Do some housekeeping at once, and again that long after it was done, for as long as the context lasts."""
 
     async def repeat() -> None:
         while True:
-            await asyncio.sleep(seconds)
             try:
                 await work()
+            except DatabaseUnavailable as error:
+                log.debug("housekeeping.waits", extra={"detail": error.detail})
+                await asyncio.sleep(1)
             except Exception:
                 # Housekeeping outlives whatever it stumbles over.
                 log.exception("housekeeping.failed")
+                await asyncio.sleep(1)
+            await asyncio.sleep(seconds)
 
     task = asyncio.create_task(repeat())
     try:
@@ -122,21 +139,31 @@ async def _tend_keys(runtime: Runtime) -> None:
 
 
 async def _prune(runtime: Runtime) -> None:
-    with suppress(DatabaseUnavailable):
-        async with runtime.database.connection() as db:
-            await lifecycle.prune(db, now=runtime.now())
+    runtime.revocations.forget_expired(runtime.now())
+    async with runtime.database.connection() as db:
+        await lifecycle.prune(db, now=runtime.now())
 
 
-def _drain_before_stopping(app: FastAPI, seconds: float) -> None:
-    """Turn `/readyz` first and let uvicorn stop `seconds` later: it closes its listener at once."""
-    if not seconds:
-        return
+async def _look(runtime: Runtime, heard: asyncio.Event) -> None:
+    """Take up revocations, then wait for a notification or half a second."""
+    heard.clear()
+    await runtime.revocations.look(runtime.now())
+    with suppress(TimeoutError):
+        await asyncio.wait_for(heard.wait(), LOOK_SECONDS)
+
+
+def _stop_gently(app: FastAPI, runtime: Runtime) -> None:
+    """On a signal, turn `/readyz` and end the streams; uvicorn, which closes its listener at once, stops later."""
     loop = asyncio.get_running_loop()
-    stop = signal.getsignal(signal.SIGTERM)
+    wait = runtime.settings.drain.total_seconds()
+    for number, seconds in ((signal.SIGTERM, wait), (signal.SIGINT, 0.0)):
+        stop = signal.getsignal(number)
+        if getattr(stop, "__name__", "") != "handle_exit":  # not run by uvicorn
+            continue
 
-    def drain(number: int, frame: FrameType | None) -> None:
-        app.state.draining = True
-        if callable(stop):
+        def gently(number: int, frame: FrameType | None, *, stop: Any = stop, seconds: float = seconds) -> None:
+            app.state.draining = True
+            loop.call_soon_threadsafe(runtime.revocations.close)
             loop.call_soon_threadsafe(loop.call_later, seconds, stop, number, frame)
 
-    signal.signal(signal.SIGTERM, drain)
+        signal.signal(number, gently)

@@ -3,6 +3,7 @@
 SQL lives in the `store.py` of each domain package; the schema in `migrations/`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias, TypeVar
@@ -17,7 +18,7 @@ Record: TypeAlias = asyncpg.Record
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 T = TypeVar("T")
 
-SCHEMA_HEAD = "0001"
+SCHEMA_HEAD = "0002"
 """The newest revision in `migrations/versions`. A test holds it equal, so that serving need not import alembic."""
 
 CONNECT_TIMEOUT = 5.0
@@ -60,8 +61,9 @@ class Database:
     `connection()` is for single statements, each its own transaction; `transact()` for several that belong together.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, url: str) -> None:
         self._pool = pool
+        self._url = url
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -95,6 +97,23 @@ class Database:
                 if attempt == ATTEMPTS - 1:
                     raise DatabaseUnavailable(detail=f"still conflicting after {ATTEMPTS} attempts: {error}") from error
         raise AssertionError("unreachable")  # pragma: no cover
+
+    async def listen(self, channel: str, hear: Callable[[], None]) -> None:
+        """Call `hear` on every notification, over a connection of its own, until that is lost.
+
+        Only ever a hint: a pooler in transaction mode forwards none.
+        """
+        lost = asyncio.Event()
+        try:
+            connection = await asyncpg.connect(self._url, timeout=CONNECT_TIMEOUT)
+        except (*_AWAY, asyncpg.PostgresError) as error:
+            raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(channel, lambda *_: hear())
+            await lost.wait()
+        finally:
+            connection.terminate()
 
     async def schema_revision(self) -> str | None:
         """Return the migration the schema stands at, None when there is no schema."""
@@ -138,7 +157,7 @@ async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
     except (*_AWAY, asyncpg.PostgresError) as error:
         raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
     try:
-        yield Database(pool)
+        yield Database(pool, normalise_url(url))
     finally:
         try:
             await pool.close()

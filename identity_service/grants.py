@@ -106,6 +106,7 @@ def _issue(runtime: Runtime, key: Key, session: Session, *, scope: Sequence[str]
             scope=tuple(scope),
             roles=session.roles,
         ),
+        runtime.status_lists.reference(session.status_index),
     )
     refresh_token = refresh.mint(
         key,

@@ -6,6 +6,8 @@ from datetime import datetime
 
 from identity_service.accounts.hashing import PasswordHashing
 from identity_service.database import Database
+from identity_service.revocation.feed import RevocationFeed
+from identity_service.revocation.status_lists import StatusLists
 from identity_service.sessions import SessionLimits
 from identity_service.settings import Settings
 from identity_service.signing.live import LiveKeyring
@@ -18,6 +20,8 @@ class Runtime:
     settings: Settings
     database: Database
     keys: LiveKeyring
+    revocations: RevocationFeed
+    status_lists: StatusLists
     passwords: PasswordHashing
     now: Callable[[], datetime]
 

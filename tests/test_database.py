@@ -23,7 +23,7 @@ def statements() -> Iterator[tuple[str, str]]:
     for module in pkgutil.walk_packages(identity_service.__path__, "identity_service."):
         if module.name.endswith(".store"):
             for name, value in vars(importlib.import_module(module.name)).items():
-                if name.isupper() and isinstance(value, str) and not name.startswith("_"):
+                if name.isupper() and isinstance(value, str) and " " in value and not name.startswith("_"):
                     yield f"{module.name}.{name}", value
 
 

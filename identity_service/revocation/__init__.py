@@ -1,5 +1,32 @@
-"""Revoked token ids: the one place that says which tokens are no longer good before they expire.
+"""Revoked tokens: which are no longer good before they expire, and how everybody else hears of it.
 
-Every way to end a session leads here, in the same transaction as what caused it. Ending the session row itself is the
-business of `sessions`.
+`revoking` is the one place through which everything is revoked, in the same transaction as what caused it. `indexes`
+says where in the status lists a session is, `feed` keeps a process up to date with what any replica revoked, and
+`status_lists` renders it for whoever verifies tokens elsewhere. Ending the session row is the business of `sessions`.
 """
+
+from dataclasses import dataclass
+from datetime import datetime
+
+CHANNEL = "identity_revoked"
+"""On which the database tells listeners that something was revoked; never more than a hint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revocable:
+    """What tokens carry: an id (of a session, as `sid`, or of a single token, as `jti`), and a status index."""
+
+    token_id: str
+    status_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedIndex:
+    """One revoked entry of the status lists, for as long as a token that names it could still be accepted.
+
+    `recorded_at` is by the database's clock, `expires_at` by ours.
+    """
+
+    status_index: int
+    expires_at: datetime
+    recorded_at: datetime

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from identity_service.database import Connection
-from identity_service.revocation import store
+from identity_service.revocation import Revocable, store
 from identity_service.signing.keyring import CLOCK_SKEW
 
 
@@ -19,13 +19,11 @@ class Reason(StrEnum):
 
 
 async def revoke(
-    db: Connection, token_ids: Sequence[str], *, reason: Reason, now: datetime, access_lifetime: timedelta
+    db: Connection, revoked: Sequence[Revocable], *, reason: Reason, now: datetime, access_lifetime: timedelta
 ) -> None:
-    """Record that tokens carrying one of these ids are no longer good.
+    """Record that tokens carrying one of these are no longer good, and tell every replica once this is committed.
 
     A session id stands for every access token of the session: they all carry it as `sid`. A row is kept for as long as
     a token it concerns could still be accepted somewhere.
     """
-    await store.insert(
-        db, token_ids, reason=reason.value, revoked_at=now, expires_at=now + access_lifetime + CLOCK_SKEW
-    )
+    await store.insert(db, revoked, reason=reason.value, revoked_at=now, expires_at=now + access_lifetime + CLOCK_SKEW)

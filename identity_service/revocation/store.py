@@ -1,15 +1,31 @@
-"""SQL of the revoked token ids."""
+"""SQL of the revoked tokens."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from identity_service.database import Connection
+from identity_service.revocation import CHANNEL, Revocable, RevokedIndex
 
-INSERT = """
-    INSERT INTO revoked_tokens (jti, reason, revoked_at, expires_at)
-    SELECT jti, $2, $3, $4 FROM unnest($1::text[]) AS jti
-    ON CONFLICT (jti) DO NOTHING
+INSERT = f"""
+    WITH inserted AS (
+        INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)
+        SELECT jti, status_index, $3, $4, $5 FROM unnest($1::text[], $2::bigint[]) AS given (jti, status_index)
+        ON CONFLICT (jti) DO NOTHING
+    )
+    SELECT pg_notify('{CHANNEL}', '')
 """
+LIST_SINCE = """
+    SELECT status_index, expires_at, recorded_at FROM revoked_tokens
+     WHERE recorded_at > $2::timestamptz - $3::interval AND expires_at > $1 AND status_index IS NOT NULL
+     ORDER BY recorded_at
+"""
+LIST_ALL = """
+    SELECT status_index, expires_at, recorded_at FROM revoked_tokens
+     WHERE expires_at > $1 AND status_index IS NOT NULL
+     ORDER BY recorded_at
+"""
+FIND_FIRST_INDEX = "SELECT status_index FROM sessions ORDER BY id LIMIT 1"
+FIND_LAST_INDEX = "SELECT last_value FROM status_index_seq"
 DELETE_EXPIRED = """
     DELETE FROM revoked_tokens WHERE jti IN (
         SELECT jti FROM revoked_tokens WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
@@ -18,9 +34,29 @@ DELETE_EXPIRED = """
 
 
 async def insert(
-    db: Connection, jtis: Sequence[str], *, reason: str, revoked_at: datetime, expires_at: datetime
+    db: Connection, revoked: Sequence[Revocable], *, reason: str, revoked_at: datetime, expires_at: datetime
 ) -> None:
-    await db.execute(INSERT, list(jtis), reason, revoked_at, expires_at)
+    """Insert the rows; whoever listens on `CHANNEL` hears of it when the transaction commits."""
+    jtis, indexes = [item.token_id for item in revoked], [item.status_index for item in revoked]
+    await db.execute(INSERT, jtis, indexes, reason, revoked_at, expires_at)
+
+
+async def list_since(
+    db: Connection, since: datetime | None, *, overlap: timedelta, now: datetime
+) -> list[RevokedIndex]:
+    """Return what was recorded from some time before `since` on, or everything, and still matters.
+
+    The overlap finds rows that were written earlier and committed later.
+    """
+    rows = await db.fetch(LIST_ALL, now) if since is None else await db.fetch(LIST_SINCE, now, since, overlap)
+    return [RevokedIndex(row["status_index"], row["expires_at"], row["recorded_at"]) for row in rows]
+
+
+async def index_range(db: Connection) -> tuple[int, int]:
+    """Return the lowest number that a session may still have, and the highest that was handed out."""
+    last: int = await db.fetchval(FIND_LAST_INDEX)
+    first: int | None = await db.fetchval(FIND_FIRST_INDEX)
+    return (last if first is None else first), last
 
 
 async def delete_expired(db: Connection, *, now: datetime, limit: int) -> int:

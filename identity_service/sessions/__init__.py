@@ -39,6 +39,7 @@ class Session:
     generation: int
     rotated_at: datetime
     expires_at: datetime
+    status_index: int
     roles: tuple[str, ...]
 
     def refresh_expires_at(self, limits: SessionLimits) -> datetime:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from identity_service.database import Connection
 from identity_service.errors import InvalidCredentials
-from identity_service.revocation import revoking
+from identity_service.revocation import Revocable, revoking
 from identity_service.revocation import store as revoked
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import Session, SessionLimits, store
@@ -74,11 +74,10 @@ async def end_all(
 
 
 async def _revoke_tokens(
-    db: Connection, ended: Sequence[UUID], *, reason: Reason, now: datetime, access_lifetime: timedelta
+    db: Connection, ended: Sequence[Revocable], *, reason: Reason, now: datetime, access_lifetime: timedelta
 ) -> None:
     if ended:
-        ids = [str(session_id) for session_id in ended]
-        await revoking.revoke(db, ids, reason=reason, now=now, access_lifetime=access_lifetime)
+        await revoking.revoke(db, ended, reason=reason, now=now, access_lifetime=access_lifetime)
 
 
 async def prune(db: Connection, *, now: datetime) -> int:

@@ -5,11 +5,13 @@ from datetime import datetime
 from uuid import UUID
 
 from identity_service.database import Connection, Record
+from identity_service.revocation import Revocable
 from identity_service.sessions import Session
 from identity_service.tokens.refresh import RefreshClaims
 
 _SESSION = """
-    s.id, s.user_id, s.client_id, s.scope, s.amr, s.authenticated_at, s.generation, s.rotated_at, s.expires_at, u.roles
+    s.id, s.user_id, s.client_id, s.scope, s.amr, s.authenticated_at, s.generation, s.rotated_at, s.expires_at,
+    s.status_index, u.roles
 """
 _LIVE = """
         u.id = s.user_id AND s.revoked_at IS NULL AND s.expires_at > $4 AND s.rotated_at > $5
@@ -27,7 +29,7 @@ INSERT = """
         (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at)
     SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8 FROM welcome
     RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
-              (SELECT roles FROM welcome) AS roles
+              status_index, (SELECT roles FROM welcome) AS roles
 """
 CLAIM_GENERATION = f"""
     UPDATE sessions AS s SET generation = s.generation + 1, rotated_at = $4
@@ -40,11 +42,11 @@ FIND_LIVE = f"""
     SELECT {_SESSION} FROM sessions AS s, users AS u
      WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND {_LIVE}
 """
-REVOKE = "UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id"
+REVOKE = "UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id, status_index"
 REVOKE_ALL = """
     UPDATE sessions SET revoked_at = $2
      WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND ($3::uuid IS NULL OR id <> $3)
-    RETURNING id
+    RETURNING id, status_index
 """
 KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
 DELETE_EXPIRED = """
@@ -96,12 +98,12 @@ async def find_live(db: Connection, presented: RefreshClaims, *, now: datetime, 
     return _session(row) if row is not None else None
 
 
-async def revoke(db: Connection, session_id: UUID, *, now: datetime) -> list[UUID]:
-    return [row["id"] for row in await db.fetch(REVOKE, session_id, now)]
+async def revoke(db: Connection, session_id: UUID, *, now: datetime) -> list[Revocable]:
+    return [_revocable(row) for row in await db.fetch(REVOKE, session_id, now)]
 
 
-async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: datetime) -> list[UUID]:
-    return [row["id"] for row in await db.fetch(REVOKE_ALL, user_id, now, keep)]
+async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: datetime) -> list[Revocable]:
+    return [_revocable(row) for row in await db.fetch(REVOKE_ALL, user_id, now, keep)]
 
 
 async def keep_after_password_change(db: Connection, session_id: UUID, *, password_changed_at: datetime) -> None:
@@ -124,5 +126,10 @@ def _session(row: Record) -> Session:
         generation=row["generation"],
         rotated_at=row["rotated_at"],
         expires_at=row["expires_at"],
+        status_index=row["status_index"],
         roles=tuple(row["roles"]),
     )
+
+
+def _revocable(row: Record) -> Revocable:
+    return Revocable(str(row["id"]), row["status_index"])

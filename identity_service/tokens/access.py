@@ -29,7 +29,15 @@ class AccessClaims:
     roles: tuple[str, ...]
 
 
-def mint(key: Key, claims: AccessClaims) -> str:
+@dataclass(frozen=True, slots=True)
+class StatusReference:
+    """Where an access token's status is found (draft-ietf-oauth-status-list 6.1)."""
+
+    index: int
+    uri: str
+
+
+def mint(key: Key, claims: AccessClaims, status: StatusReference) -> str:
     """Return the claims as a signed token. Times are written as whole seconds."""
     return jws.sign(
         key,
@@ -47,6 +55,7 @@ def mint(key: Key, claims: AccessClaims) -> str:
             "amr": list(claims.amr),
             "scope": " ".join(claims.scope),
             "roles": list(claims.roles),
+            "status": {"status_list": {"idx": status.index, "uri": status.uri}},
         },
     )
 

@@ -14,7 +14,7 @@ router = APIRouter(tags=["Metadata"])
 
 _MAX_AGE = int(JWKS_MAX_AGE.total_seconds())
 _JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-if-error=3600"
-_FOR_EVERYONE = {"Access-Control-Allow-Origin": "*"}
+FOR_EVERYONE = {"Access-Control-Allow-Origin": "*"}
 
 
 @router.get("/.well-known/jwks.json")
@@ -23,8 +23,8 @@ async def jwks(request: Request) -> Response:
     """The public keys that verify our tokens (RFC 7517), the signing one first."""
     runtime = runtime_of(request)
     document = runtime.keys.jwks(runtime.now())
-    headers = {"Cache-Control": _JWKS_CACHING, "ETag": document.etag, **_FOR_EVERYONE}
-    if _matches(request.headers.get("if-none-match"), document.etag):
+    headers = {"Cache-Control": _JWKS_CACHING, "ETag": document.etag, **FOR_EVERYONE}
+    if not_modified(request, document.etag):
         return Response(status_code=304, headers=headers)
     return Response(document.body, headers=headers, media_type="application/json")
 
@@ -40,6 +40,7 @@ async def authorization_server(request: Request) -> JSONResponse:
         "token_endpoint": f"{issuer}/token",
         "jwks_uri": f"{issuer}/.well-known/jwks.json",
         "revocation_endpoint": f"{issuer}/revoke",
+        "status_list_aggregation_endpoint": f"{issuer}/status-lists",
         "grant_types_supported": list(offered_grants(runtime)),
         "response_types_supported": [],
         "scopes_supported": sorted({scope for scopes in roles.SCOPES.values() for scope in scopes}),
@@ -47,7 +48,7 @@ async def authorization_server(request: Request) -> JSONResponse:
         "revocation_endpoint_auth_methods_supported": ["none"],
         "service_documentation": f"{issuer}/docs",
     }
-    return JSONResponse(body, headers={"Cache-Control": f"public, max-age={_MAX_AGE}", **_FOR_EVERYONE})
+    return JSONResponse(body, headers={"Cache-Control": f"public, max-age={_MAX_AGE}", **FOR_EVERYONE})
 
 
 @router.get("/")
@@ -63,8 +64,9 @@ async def root(request: Request) -> dict[str, str]:
     }
 
 
-def _matches(if_none_match: str | None, etag: str) -> bool:
+def not_modified(request: Request, etag: str) -> bool:
     """Compare validators as RFC 9110 13.1.2 says: any of the list, weakly."""
+    if_none_match = request.headers.get("if-none-match")
     if if_none_match is None:
         return False
     given = [value.strip().removeprefix("W/") for value in if_none_match.split(",")]

@@ -1,0 +1,16 @@
+"""Verifying this service's access tokens in another process: no call per request, and a logout still arrives.
+
+    verifier = Verifier("https://id.example.com", audience="orders")
+    claims = await verifier.verify(unverified_token)
+
+`jws` reads the envelope, `claims` the contents, `keys` holds the issuer's public keys, `revocations` follows what the
+issuer has revoked, `cache` remembers what has been verified, `verification` puts them in order. `fastapi` is the
+dependency for FastAPI applications, `testing` an issuer in memory for their tests. Nothing else of identity_service is
+imported from here: `pip install identity-service` without extras is all that this package needs.
+"""
+
+from identity_service.verifier.claims import Claims
+from identity_service.verifier.rejection import TokenRejected
+from identity_service.verifier.verification import Verifier, VerifierStatus
+
+__all__ = ["Claims", "TokenRejected", "Verifier", "VerifierStatus"]

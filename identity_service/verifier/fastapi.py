@@ -1,0 +1,243 @@
+"""The verifier as a dependency of FastAPI applications, with the answers of RFC 6750.
+
+    auth = Bearer(Verifier("https://id.example.com", audience="orders"))
+
+    @app.get("/orders")
+    async def orders(caller: Annotated[Claims, Depends(auth)]): ...
+    @app.post("/orders")
+    async def create(caller: Annotated[Claims, Depends(auth.require(scope="orders:write"))]): ...
+    @app.get("/catalogue")
+    async def catalogue(caller: Annotated[Claims | None, Depends(auth.optional)]): ...
+    @app.websocket("/ws")
+    async def chat(socket: WebSocket, caller: Annotated[Claims, Depends(auth.websocket())]): ...
+
+Browsers cannot set headers on a WebSocket. They present the token as a subprotocol after the word `bearer`:
+
+    new WebSocket("wss://orders.example.com/ws", ["bearer", token])
+
+`await socket.accept()` then answers `bearer` by itself. A token in a query string is never looked at: it would be in
+every log on the way.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from fastapi import HTTPException, Request, WebSocket, WebSocketException
+from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
+from fastapi.security.base import SecurityBase
+from starlette.datastructures import Headers
+from starlette.websockets import WebSocketState
+
+from identity_service.verifier.claims import Claims
+from identity_service.verifier.rejection import TokenRejected
+from identity_service.verifier.verification import Verifier
+
+UNAUTHENTICATED = 4401
+FORBIDDEN = 4403
+UNAVAILABLE = 1013
+"""Close codes of a WebSocket: those of HTTP plus 4000, and *try again later* (RFC 6455's registry)."""
+SUBPROTOCOL = "bearer"
+RETRY_AFTER = "5"
+
+_DESCRIPTIONS = {
+    "malformed": "The token is malformed",
+    "wrong_type": "This is not an access token",
+    "wrong_algorithm": "The token is signed with another algorithm",
+    "unknown_key": "The token is signed with an unknown key",
+    "bad_signature": "The signature does not match",
+    "wrong_issuer": "The token is from another issuer",
+    "wrong_audience": "The token is for another audience",
+    "expired": "The token has expired",
+    "not_yet_valid": "The token is not valid yet",
+    "missing_claim": "The token lacks a claim",
+    "revoked": "The token has been revoked",
+}
+
+
+class _Scheme(SecurityBase):
+    """What OpenAPI shows of all guards of one verifier: Swagger UI logs in against the issuer."""
+
+    model: OAuth2
+
+    def __init__(self, model: OAuth2, scheme_name: str) -> None:
+        self.model = model
+        self.scheme_name = scheme_name
+
+
+class Guard(_Scheme):
+    """A dependency that lets in callers with a valid token that has these scopes and roles."""
+
+    def __init__(self, bearer: "Bearer", scopes: tuple[str, ...], roles: tuple[str, ...]) -> None:
+        super().__init__(bearer.model, bearer.scheme_name)
+        self._bearer = bearer
+        self._scopes = scopes
+        self._roles = roles
+
+    async def __call__(self, request: Request) -> Claims:
+        claims = await self._bearer(request)
+        if missing := _missing(claims, self._scopes, self._roles):
+            scope = {"scope": " ".join(self._scopes)} if self._scopes else {}
+            raise self._bearer.refusal(403, "insufficient_scope", missing, **scope)
+        return claims
+
+
+class Optional(_Scheme):
+    """A dependency that gives None to callers without credentials. A token that is there still has to be good."""
+
+    def __init__(self, bearer: "Bearer") -> None:
+        super().__init__(bearer.model, bearer.scheme_name)
+        self._bearer = bearer
+
+    async def __call__(self, request: Request) -> Claims | None:
+        return await self._bearer(request) if "authorization" in request.headers else None
+
+
+class Bearer(_Scheme):
+    """Lets in callers with a valid token, whatever they may do. Use it with `Depends`; see the module's text.
+
+    Args:
+        verifier: verifies the tokens.
+        realm: what challenges call this service; its audience when left out.
+        scheme_name: what OpenAPI calls the scheme.
+    """
+
+    def __init__(self, verifier: Verifier, *, realm: str | None = None, scheme_name: str = "identity") -> None:
+        flow = OAuthFlowPassword(tokenUrl=f"{verifier.issuer.rstrip('/')}/token", scopes={})
+        super().__init__(OAuth2(flows=OAuthFlows(password=flow)), scheme_name)
+        self.verifier = verifier
+        self._realm = realm if realm is not None else verifier.audience[0]
+        self._shown_scopes = flow.scopes
+
+    @property
+    def optional(self) -> Optional:
+        """A dependency for routes that also answer strangers: `Claims | None`."""
+        return Optional(self)
+
+    def require(self, *, scope: str | Iterable[str] = (), role: str | Iterable[str] = ()) -> Guard:
+        """Return a dependency that asks for scopes and roles: for all of them, when there are several."""
+        scopes = _several(scope)
+        self._show(scopes)
+        return Guard(self, scopes, _several(role))
+
+    def websocket(
+        self, *, scope: str | Iterable[str] = (), role: str | Iterable[str] = ()
+    ) -> Callable[[WebSocket], AsyncIterator[Claims]]:
+        """Return a dependency for WebSocket routes.
+
+        The socket is closed with 4401 when the token is missing or bad, with 4403 when it lacks a scope or role, and
+        with 4401 when the session is revoked while the socket is open: the route then sees `WebSocketDisconnect`.
+        """
+        scopes, roles = _several(scope), _several(role)
+
+        async def guard(socket: WebSocket) -> AsyncIterator[Claims]:
+            unverified_token, subprotocol = _token_of_socket(socket.headers)
+            if subprotocol is not None:
+                socket.accept = _answering(socket.accept, subprotocol)  # type: ignore[method-assign]
+            try:
+                claims = await self.verifier.verify(unverified_token)
+            except TokenRejected as error:
+                unavailable = error.reason == "keys_unavailable"
+                await _turn_away(socket, UNAVAILABLE if unavailable else UNAUTHENTICATED, error.reason)
+            if missing := _missing(claims, scopes, roles):
+                await _turn_away(socket, FORBIDDEN, missing)
+            watch = asyncio.create_task(self._close_when_revoked(socket, claims))
+            try:
+                yield claims
+            finally:
+                watch.cancel()
+
+        return guard
+
+    async def __call__(self, request: Request) -> Claims:
+        unverified_token = self._token_of(request.headers)
+        try:
+            return await self.verifier.verify(unverified_token)
+        except TokenRejected as error:
+            if error.reason == "keys_unavailable":
+                raise HTTPException(
+                    503, "Tokens cannot be verified at the moment.", {"Retry-After": RETRY_AFTER}
+                ) from None
+            raise self.refusal(401, "invalid_token", _DESCRIPTIONS[error.reason]) from None
+
+    def refusal(self, status: int, error: str, description: str, **more: str) -> HTTPException:
+        """Make the answer of RFC 6750 3 for a request whose credentials do not do."""
+        parts = {"realm": self._realm, "error": error, "error_description": description} | more
+        return _challenge(status, f"{description}.", parts)
+
+    def _token_of(self, headers: Headers) -> str:
+        """Return the token of the Authorization header. Nothing else is looked at (RFC 6750 2.1)."""
+        values = headers.getlist("authorization")
+        if len(values) > 1:
+            raise self.refusal(400, "invalid_request", "More than one Authorization header")
+        scheme, _, token = (values[0] if values else "").partition(" ")
+        token = token.strip(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise _challenge(401, "An access token is needed.", {"realm": self._realm})
+        return token
+
+    async def _close_when_revoked(self, socket: WebSocket, claims: Claims) -> None:
+        await self.verifier.wait_revoked(claims)
+        if socket.application_state is not WebSocketState.DISCONNECTED:
+            with suppress(RuntimeError, OSError):  # it is being closed from the other side
+                await socket.close(UNAUTHENTICATED, "revoked")
+
+    def _show(self, scopes: tuple[str, ...]) -> None:
+        for scope in scopes:
+            self._shown_scopes.setdefault(scope, "")
+
+
+def _several(value: str | Iterable[str]) -> tuple[str, ...]:
+    return tuple(value.split()) if isinstance(value, str) else tuple(value)
+
+
+def _missing(claims: Claims, scopes: tuple[str, ...], roles: tuple[str, ...]) -> str:
+    """Return what to tell a caller who may not, or nothing."""
+    if not set(scopes).issubset(claims.scopes):
+        return "The token lacks a scope"
+    return "" if set(roles).issubset(claims.roles) else "The caller lacks a role"
+
+
+def _challenge(status: int, detail: str, parts: dict[str, str]) -> HTTPException:
+    shown = ", ".join(f'{name}="{_quotable(value)}"' for name, value in parts.items())
+    return HTTPException(status, detail, {"WWW-Authenticate": f"Bearer {shown}"})
+
+
+def _quotable(value: str) -> str:
+    return "".join(character for character in value if " " <= character <= "~" and character not in '"\\')
+
+
+def _token_of_socket(headers: Headers) -> tuple[str, str | None]:
+    """Return the token, and the subprotocol to answer; the token is empty when there is not exactly one."""
+    offered = [name.strip() for value in headers.getlist("sec-websocket-protocol") for name in value.split(",")]
+    subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
+    found = [value.partition(" ")[2].strip(" ") for value in headers.getlist("authorization") if _is_bearer(value)]
+    if subprotocol is not None:
+        found += offered[offered.index(SUBPROTOCOL) + 1 :][:1]
+    return (found[0] if len(found) == 1 else ""), subprotocol
+
+
+def _is_bearer(value: str) -> bool:
+    return value.partition(" ")[0].lower() == "bearer"
+
+
+class Accept(Protocol):
+    def __call__(
+        self, subprotocol: str | None = None, headers: Iterable[tuple[bytes, bytes]] | None = None
+    ) -> Coroutine[Any, Any, None]: ...
+
+
+def _answering(accept: Accept, default: str) -> Accept:
+    """Wrap `accept`: browsers give up when none of the subprotocols they offered is answered."""
+
+    async def answer(subprotocol: str | None = None, headers: Iterable[tuple[bytes, bytes]] | None = None) -> None:
+        await accept(subprotocol or default, headers)
+
+    return answer
+
+
+async def _turn_away(socket: WebSocket, code: int, reason: str) -> None:
+    """Close the socket with a code that its owner can see: before `accept`, a browser only sees that it failed."""
+    await socket.accept()
+    raise WebSocketException(code, reason)

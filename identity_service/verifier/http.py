@@ -1,0 +1,154 @@
+"""Asking the issuer over HTTP: what it may answer, how large, and how long it may take.
+
+No redirects, no other hosts, https unless the issuer is on this machine. `keys` and `revocations` say what is asked.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+import httpx2
+
+log = logging.getLogger("identity_service.verifier")
+
+TIMEOUT = 3.0
+
+
+class FetchFailed(Exception):
+    """The issuer could not be asked, or its answer cannot be used; the text says why and is for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of 200 with its body, 304, or 404."""
+
+    status: int
+    headers: httpx2.Headers
+    body: bytes
+
+
+def check_url(url: str) -> None:
+    """Refuse an address that tokens or keys must not depend on.
+
+    Raises:
+        ValueError: not https (or http to this machine), or not a plain address.
+    """
+    parts = urlsplit(url)
+    plain = parts.hostname and not (parts.username or parts.query or parts.fragment) and url.isascii()
+    if not plain or any(character <= " " or character in '\\"<>' for character in url):
+        raise ValueError(f"not an address of an issuer: {url!r}")
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback_url(url)):
+        raise ValueError(f"only https, or http to this machine, can be trusted: {url!r}")
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_loopback_url(url: str) -> bool:
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+class Border:
+    """The one way out: a client per event loop, and what its answers say about the issuer's clock.
+
+    Args:
+        transport: takes the place of the network, in tests.
+        local: the issuer is on this machine, where no proxy could reach it.
+        leeway: seconds of difference between the clocks from which on it is worth a warning.
+    """
+
+    def __init__(
+        self, transport: httpx2.AsyncBaseTransport | None, *, local: bool, now: Callable[[], float], leeway: float
+    ) -> None:
+        self.clock_skew: float | None = None
+        self._transport = transport
+        self._local = local
+        self._now = now
+        self._leeway = leeway
+        self._client: httpx2.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tls: ssl.SSLContext | None = None
+
+    async def get(self, url: str, *, accept: str, max_length: int, etag: str | None = None) -> Answer:
+        """Ask once.
+
+        Raises:
+            FetchFailed: no answer in time, or one of another status, too long, or in a coding nobody asked for.
+        """
+        headers = {"Accept": accept} | ({"If-None-Match": etag} if etag else {})
+        try:
+            async with asyncio.timeout(TIMEOUT), self.stream(url, headers=headers, timeout=TIMEOUT) as answer:
+                if answer.status_code in {304, 404}:
+                    return Answer(answer.status_code, answer.headers, b"")
+                if answer.status_code != 200:
+                    raise FetchFailed(f"{url} answered {answer.status_code}")
+                body = bytearray()
+                async for part in answer.aiter_bytes():
+                    body += part
+                    if len(body) > max_length:
+                        raise FetchFailed(f"{url} answered more than {max_length} bytes")
+                return Answer(200, answer.headers, bytes(body))
+        except (httpx2.HTTPError, TimeoutError, OSError) as error:
+            raise FetchFailed(f"{url}: {type(error).__name__}: {error}") from error
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        url: str,
+        *,
+        headers: dict[str, str],
+        timeout: float,  # noqa: ASYNC109 - httpx2 keeps it
+    ) -> AsyncIterator[httpx2.Response]:
+        """Open an answer whose body is still to come."""
+        client = await self._open_client()
+        timeouts = httpx2.Timeout(TIMEOUT, read=timeout)
+        # Compressed answers could unpack to anything, and what is long here is compressed already.
+        headers = headers | {"Accept-Encoding": "identity"}
+        async with client.stream("GET", url, headers=headers, timeout=timeouts, follow_redirects=False) as answer:
+            if answer.headers.get("content-encoding", "identity") != "identity":
+                raise FetchFailed(f"{url} answered in a coding that was not asked for")
+            self._compare_clocks(answer.headers)
+            yield answer
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.aclose()
+
+    async def _open_client(self) -> httpx2.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if self._client is not None and self._loop is loop:
+            return self._client
+        if self._tls is None and self._transport is None:
+            # Reading the certificate store takes tens of milliseconds.
+            self._tls = await asyncio.to_thread(httpx2.create_ssl_context)
+        # Connections belong to the loop they were made in; those of another loop are gone with it.
+        self._client = httpx2.AsyncClient(
+            transport=self._transport,
+            verify=True if self._tls is None else self._tls,
+            trust_env=not self._local,
+            headers={"User-Agent": "identity-service-verifier"},
+        )
+        self._loop = loop
+        return self._client
+
+    def _compare_clocks(self, headers: httpx2.Headers) -> None:
+        try:
+            theirs = parsedate_to_datetime(headers["date"]).timestamp() + int(headers.get("age", "0"))
+        except (KeyError, ValueError):
+            return
+        self.clock_skew = theirs - self._now()
+        if abs(self.clock_skew) > self._leeway:
+            log.warning("verifier.clock_skew: the issuer's clock differs by %.0f s", self.clock_skew)

@@ -1,0 +1,287 @@
+"""The issuer's public keys as a client should hold them: fetched once, renewed early, kept when the issuer is away.
+
+Nothing a stranger sends makes this ask the issuer more than once per cooldown, and nothing the issuer answers by
+mistake takes away keys that worked a moment ago.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import httpx2
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurve, EllipticCurvePublicNumbers
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from jwt.algorithms import RSAAlgorithm
+
+from identity_service.verifier import jws
+from identity_service.verifier.http import Answer, Border, FetchFailed
+from identity_service.verifier.rejection import TokenRejected
+
+log = logging.getLogger("identity_service.verifier")
+
+COOLDOWN = 30.0
+"""Seconds between two requests to the issuer that unknown key ids may cause, all of them together."""
+NEGATIVE_LIFETIME = 300.0
+MIN_LIFETIME, DEFAULT_LIFETIME, MAX_LIFETIME = 30.0, 300.0, 86_400.0
+MAX_LENGTH = 256 * 1024
+MAX_KEYS = 100
+_MAX_UNKNOWN = 1024
+_RETRY = (1.0, 30.0)
+_CURVES: Mapping[str, tuple[str, EllipticCurve]] = {
+    "ES256": ("P-256", ec.SECP256R1()),
+    "ES384": ("P-384", ec.SECP384R1()),
+    "ES512": ("P-521", ec.SECP521R1()),
+}
+_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+_WHITE_SPACE = b" \t\r\n"
+_MAX_AGE = re.compile(r"(?:^|[\s,])max-age=\"?(\d{1,10})", re.ASCII | re.IGNORECASE)
+
+
+class Key(NamedTuple):
+    """A public key made ready for one algorithm."""
+
+    key_id: str
+    algorithm: str
+    verify: jws.SignatureCheck
+    public: Any
+
+
+class Keys:
+    """The keys in force.
+
+    Args:
+        max_age: seconds after which keys are no longer used, when the issuer has not confirmed them for so long.
+        clock: seconds that only ever grow; not the time of day.
+        on_removal: called when a key that was there is there no longer.
+    """
+
+    def __init__(
+        self,
+        border: Border,
+        url: str,
+        *,
+        algorithms: Collection[str],
+        max_age: float,
+        clock: Callable[[], float],
+        on_removal: Callable[[], None],
+    ) -> None:
+        self.due_at = float("-inf")
+        """When to look here again before trusting the keys, on `clock`. Hot paths compare against this and no more."""
+        self._border = border
+        self._url = url
+        self._algorithms = frozenset(algorithms)
+        self._max_age = max_age
+        self._clock = clock
+        self._on_removal = on_removal
+        self._keys: dict[str, Key] = {}
+        self._etag: str | None = None
+        self._confirmed_at: float | None = None
+        self._stale_at = 0.0
+        self._retry_at = float("-inf")
+        self._failures = 0
+        self._flight: asyncio.Task[None] | None = None
+        self._unknown_refetch_at = float("-inf")
+        self._unknown: dict[str, float] = {}
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        return tuple(self._keys)
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the issuer last confirmed the keys; None before the first time."""
+        return None if self._confirmed_at is None else self._clock() - self._confirmed_at
+
+    def held(self, key_id: str) -> Key | None:
+        return self._keys.get(key_id)
+
+    async def find(self, key_id: str) -> Key | None:
+        """Return the key of this id, having asked the issuer about an id never seen before, as often as is polite.
+
+        Raises:
+            TokenRejected: keys_unavailable.
+        """
+        if self._clock() >= self.due_at:
+            await self.tend()
+        return self._keys.get(key_id) or await self._find_unknown(key_id)
+
+    async def tend(self) -> None:
+        """Renew what is due: in the background while the keys are good, waiting for it once they are not.
+
+        Raises:
+            TokenRejected: keys_unavailable, because there are none or they have not been confirmed for `max_age`.
+        """
+        now = self._clock()
+        if now >= self._retry_at or self._is_flying():
+            flight = self._fetch()
+            # After a pause the first request waits for the issuer's word; when that has failed, others do not.
+            if self._is_dead(now) or (now >= self._stale_at and not self._failures):
+                await asyncio.wait({flight})
+        if self._is_dead(self._clock()):
+            raise TokenRejected("keys_unavailable")
+
+    def _is_dead(self, now: float) -> bool:
+        return self._confirmed_at is None or now - self._confirmed_at >= self._max_age
+
+    async def _find_unknown(self, key_id: str) -> Key | None:
+        now = self._clock()
+        flying = self._is_flying()
+        if not flying and (now < self._unknown_refetch_at or now < self._unknown.get(key_id, now)):
+            return None
+        if not flying:
+            self._unknown_refetch_at = now + COOLDOWN
+        await asyncio.wait({self._fetch()})
+        key = self._keys.get(key_id)
+        if key is None:
+            if len(self._unknown) >= _MAX_UNKNOWN:
+                self._unknown.clear()
+            self._unknown[key_id] = now + NEGATIVE_LIFETIME
+        return key
+
+    def _is_flying(self) -> bool:
+        flight = self._flight
+        return flight is not None and not flight.done() and flight.get_loop() is asyncio.get_running_loop()
+
+    def _fetch(self) -> asyncio.Task[None]:
+        """Start asking the issuer, or join those who wait for its answer already."""
+        if self._flight is None or not self._is_flying():
+            self._flight = asyncio.get_running_loop().create_task(self._renew(), name="identity-verifier-keys")
+        return self._flight
+
+    async def _renew(self) -> None:
+        try:
+            answer = await self._border.get(
+                self._url, accept="application/json", max_length=MAX_LENGTH, etag=self._etag
+            )
+            self._take(answer)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the keys held stay in force
+            now = self._clock()
+            if now >= self.due_at:  # otherwise only an unknown key id wanted it, and the keys are good
+                self._retry_at = now + min(_RETRY[0] * 2**self._failures, _RETRY[1])
+                self._failures = min(self._failures + 1, 10)
+                confirmed_at = float("-inf") if self._confirmed_at is None else self._confirmed_at
+                self.due_at = min(self._retry_at, confirmed_at + self._max_age)
+            log.warning("verifier.keys_unavailable: %s", error)
+
+    def _take(self, answer: Answer) -> None:
+        if answer.status == 200:
+            keys = parse(answer.body, self._algorithms)
+            removed = any(keys.get(kid) is None or keys[kid].public != key.public for kid, key in self._keys.items())
+            self._keys = keys
+            self._etag = answer.headers.get("etag")
+            if removed:
+                self._on_removal()
+        elif answer.status != 304 or not self._keys:
+            raise FetchFailed(f"{self._url} answered {answer.status}")
+        now = self._clock()
+        lifetime = min(max(_lifetime(answer.headers), MIN_LIFETIME), MAX_LIFETIME)
+        self._confirmed_at, self._failures, self._retry_at = now, 0, float("-inf")
+        self._stale_at = now + lifetime
+        self.due_at = now + min(lifetime * 0.8, self._max_age)
+
+
+def parse(body: bytes, algorithms: Collection[str]) -> dict[str, Key]:
+    """Return the keys of a JWKS (RFC 7517) that may verify signatures here. An entry that may not is passed over.
+
+    Raises:
+        FetchFailed: it is not a JWKS, or nothing in it can be used.
+    """
+    try:
+        entries = jws.parse_object(body.strip(_WHITE_SPACE)).get("keys")
+    except TokenRejected as error:
+        raise FetchFailed(f"the JWKS is {error.detail}") from None
+    if not isinstance(entries, list):
+        raise FetchFailed("the JWKS has no array of keys")
+    keys: dict[str, Key] = {}
+    for entry in entries[:MAX_KEYS]:
+        key = _prepare(entry, algorithms)
+        if key is not None:
+            keys.setdefault(key.key_id, key)
+    if not keys:
+        raise FetchFailed("the JWKS has no key that can be used")
+    return keys
+
+
+def _prepare(entry: Any, algorithms: Collection[str]) -> Key | None:
+    if not isinstance(entry, dict) or entry.get("use") != "sig" or not _PRIVATE_MEMBERS.isdisjoint(entry):
+        return None
+    key_id, algorithm = entry.get("kid"), entry.get("alg")
+    if not isinstance(key_id, str) or not jws.is_key_id(key_id):
+        return None
+    if not isinstance(algorithm, str) or algorithm not in algorithms:
+        return None
+    try:
+        public = _public_key(entry, algorithm)
+    except (KeyError, ValueError, TypeError, AttributeError, TokenRejected, UnsupportedAlgorithm):
+        public = None
+    if public is None:
+        log.warning("verifier.key_ignored: %s", key_id)
+        return None
+    return Key(key_id, algorithm, _check_with(jws.ALGORITHMS[algorithm], public), public)
+
+
+def _public_key(entry: dict[str, Any], algorithm: str) -> Any:
+    """Build the key from its public numbers, or return None when it is too weak or of another kind."""
+    kind = entry["kty"]
+    if algorithm in _CURVES:
+        name, curve = _CURVES[algorithm]
+        if kind != "EC" or entry["crv"] != name:
+            return None
+        return EllipticCurvePublicNumbers(_number(entry["x"]), _number(entry["y"]), curve).public_key()
+    if algorithm in {"EdDSA", "Ed25519"}:
+        if kind != "OKP" or entry["crv"] != "Ed25519":
+            return None
+        return Ed25519PublicKey.from_public_bytes(jws.decode_base64url(entry["x"].encode()))
+    modulus, exponent = _number(entry["n"]), _number(entry["e"])
+    # Large numbers would make each signature cost as much as the sender of the key likes.
+    if (
+        kind != "RSA"
+        or not modulus & exponent & 1
+        or not 2048 <= modulus.bit_length() <= 8192
+        or not 65537 <= exponent < 1 << 32
+    ):
+        return None
+    return rsa.RSAPublicNumbers(exponent, modulus).public_key()
+
+
+def _check_with(algorithm: Any, public: Any) -> jws.SignatureCheck:
+    if type(algorithm) is RSAAlgorithm:
+        return _check_pkcs1(public, algorithm.hash_alg())
+
+    def check(signing_input: bytes, signature: bytes) -> bool:
+        holds: bool = algorithm.verify(signing_input, public, signature)
+        return holds
+
+    return check
+
+
+def _check_pkcs1(public: rsa.RSAPublicKey, digest: hashes.HashAlgorithm) -> jws.SignatureCheck:
+    """What PyJWT does, with what it makes for each signature made once."""
+    verify, scheme = public.verify, padding.PKCS1v15()
+
+    def check(signing_input: bytes, signature: bytes) -> bool:
+        try:
+            verify(signature, signing_input, scheme, digest)
+        except InvalidSignature:
+            return False
+        return True
+
+    return check
+
+
+def _number(encoded: str) -> int:
+    return int.from_bytes(jws.decode_base64url(encoded.encode()))
+
+
+def _lifetime(headers: httpx2.Headers) -> float:
+    """Return for how long the answer says it is good, less the time it spent in caches on the way."""
+    control = headers.get("cache-control", "")
+    if found := _MAX_AGE.search(control):
+        age = headers.get("age", "0")
+        return float(found[1]) - (int(age) if age.isascii() and age.isdecimal() else 0)
+    return MIN_LIFETIME if "no-" in control else DEFAULT_LIFETIME

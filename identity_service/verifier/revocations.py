@@ -1,0 +1,409 @@
+"""What the issuer has revoked: its status lists, and the stream of events that says so a moment earlier.
+
+A list is fetched when a valid token first names it. From then on one task listens to the issuer's event stream, and one
+looks twice a second whether a list has to be fetched again: after each (re)connection of the stream, because what was
+revoked in between is only in the lists, and when its `ttl` has run out while there is no stream.
+
+Both tasks start by themselves in the running loop and end with it.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Literal
+
+import httpx2
+
+from identity_service.verifier import jws, status_list
+from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.events import Event, EventReader
+from identity_service.verifier.http import Border, FetchFailed
+from identity_service.verifier.keys import Keys
+from identity_service.verifier.rejection import TokenRejected
+from identity_service.verifier.status_list import StatusList, StatusListToken
+
+log = logging.getLogger("identity_service.verifier")
+
+OnStale = Literal["accept", "reject"]
+
+SILENCE = 40.0
+"""Seconds without a byte after which the stream is dead; the issuer sends a comment every 15."""
+TICK = 0.5
+MAX_LISTS = 256
+MAX_OVERLAY = 100_000
+_CONNECTED_INTERVAL = 300.0
+_UNUSED = 86_400.0
+_ABSENT_INTERVAL = 60.0
+_PRUNE_INTERVAL = 30.0
+_RETRY = (1.0, 30.0)
+_RECONNECT = (0.25, 30.0)
+_DEFAULT_EVENT_LIFETIME = 86_400
+
+
+class _List:
+    """One status list as it is held here. Times are on the growing clock."""
+
+    def __init__(self, uri: str, now: float) -> None:
+        self.uri = uri
+        self.statuses: StatusList | None = None
+        self.absent = False
+        self.etag: str | None = None
+        self.token: StatusListToken | None = None
+        self.used = True
+        self.looked_at = now
+        """When `used`, which each token that names the list sets, was last taken back."""
+        self.good_at: float | None = None
+        """When the issuer last vouched for the contents, apart from what the stream says since."""
+        self.due_at = now
+        self.failures = 0
+        self.connection = 0
+        """The number of the stream's connection during which it was fetched."""
+        self.flight: asyncio.Task[None] | None = None
+
+    def says_revoked(self, index: int) -> bool:
+        """Tell what the list says; IndexError beyond its end. Any status but VALID refuses."""
+        return self.statuses is not None and self.statuses.status(index) != status_list.VALID
+
+
+class Revocations:
+    """Follows the issuer.
+
+    Args:
+        keys: what status lists must be signed with.
+        accepts_uri: tells whether a list's address is the issuer's own.
+        on_stale: whether a token is accepted when nothing was heard of its list for `max_staleness` seconds.
+        clock: seconds that only ever grow; `now` is the time of day.
+    """
+
+    def __init__(
+        self,
+        border: Border,
+        keys: Keys,
+        issuer: str,
+        *,
+        accepts_uri: Callable[[str], bool],
+        leeway: float,
+        on_stale: OnStale,
+        max_staleness: float,
+        follow: bool,
+        clock: Callable[[], float],
+        now: Callable[[], float],
+    ) -> None:
+        self.connected = False
+        self._border = border
+        self._keys = keys
+        self._issuer = issuer
+        self._events_url = f"{issuer.rstrip('/')}/status-lists/events"
+        self._accepts_uri = accepts_uri
+        self._leeway = leeway
+        self._max_staleness = max_staleness if on_stale == "reject" else None
+        self._follow = follow
+        self._clock = clock
+        self._now = now
+        self._lists: dict[str, _List] = {}
+        self._overlay: dict[StatusReference, float] = {}
+        self._waiters: dict[StatusReference, list[asyncio.Future[None]]] = {}
+        self._prune_at = 0.0
+        self._last_event_id = ""
+        self._connections = 0
+        self._heard_at = 0.0
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+
+    # What verifying asks
+
+    def check(self, reference: StatusReference) -> bool:
+        """Refuse a token that has been revoked, without waiting; False when `require` has to be asked instead.
+
+        Raises:
+            TokenRejected: with reason revoked; malformed, when the list has no such entry; or keys_unavailable, when
+                nothing was heard for too long and that is to be refused.
+        """
+        if self._overlay and reference in self._overlay:
+            raise TokenRejected("revoked")
+        if not self._follow:
+            return True
+        uri, index = reference
+        held = self._lists.get(uri)
+        if held is None or not (held.statuses or held.absent):
+            return False
+        held.used = True
+        try:
+            if held.statuses is not None and held.statuses.status(index) != status_list.VALID:
+                raise TokenRejected("revoked")
+        except IndexError:
+            raise TokenRejected("malformed", "status index beyond the end of its list") from None
+        if self._max_staleness is not None and (self._age(held) or 0) > self._max_staleness:
+            raise TokenRejected("keys_unavailable", "nothing was heard of revocations for too long")
+        return True
+
+    async def require(self, reference: StatusReference) -> None:
+        """Refuse a valid token that has been revoked, having fetched the list that it names.
+
+        Raises:
+            TokenRejected: as `check`, and keys_unavailable when the list cannot be had and that is to be refused.
+        """
+        self.keep_following()
+        held = self._hold(reference.uri)
+        # The first requests wait for a list that is not known. When that has failed, later ones do not.
+        if not held.failures:
+            await asyncio.wait({self._fetch(held)})
+        if not self.check(reference) and self._max_staleness is not None:
+            raise TokenRejected("keys_unavailable", "the status list cannot be had")
+
+    def _hold(self, uri: str) -> _List:
+        now = self._clock()
+        held = self._lists.get(uri)
+        if held is None:
+            if len(self._lists) >= MAX_LISTS:
+                del self._lists[
+                    min(self._lists, key=lambda each: (self._lists[each].used, self._lists[each].looked_at))
+                ]
+            held = self._lists[uri] = _List(uri, now)
+        return held
+
+    def ages(self) -> dict[str, float | None]:
+        """Return how many seconds ago the issuer last vouched for each list, by the list or by the stream."""
+        return {uri: self._age(held) for uri, held in self._lists.items()}
+
+    # What is learnt
+
+    def revoke(self, reference: StatusReference, until: float) -> None:
+        """Refuse tokens with this reference from now on, whatever their list says. Callable from any thread.
+
+        Args:
+            until: when the last of those tokens has expired, in seconds since 1970.
+        """
+        self._overlay[reference] = until + self._leeway
+        if len(self._overlay) > MAX_OVERLAY:
+            self._prune_overlay()
+        self._wake(reference)
+
+    async def wait(self, reference: StatusReference) -> None:
+        """Return when tokens with this reference are revoked."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(reference, []).append(waiter)
+        try:
+            held = self._lists.get(reference.uri)
+            if reference in self._overlay or (held is not None and _revoked_in(held, reference)):
+                return
+            self.keep_following()
+            await waiter
+        finally:
+            waiters = self._waiters.get(reference, [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self._waiters.pop(reference, None)
+
+    def _wake(self, reference: StatusReference) -> None:
+        for waiter in self._waiters.pop(reference, []):
+            with suppress(RuntimeError):  # the loop that waited has ended
+                waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
+
+    def _prune_overlay(self) -> None:
+        now = self._now()
+        self._overlay = {reference: until for reference, until in self._overlay.items() if until > now}
+        while len(self._overlay) > MAX_OVERLAY:
+            # What leaves here early is in its list; the list is fetched again to be sure.
+            forgotten = next(iter(self._overlay))
+            del self._overlay[forgotten]
+            if (held := self._lists.get(forgotten.uri)) is not None:
+                held.due_at = min(held.due_at, self._clock())
+
+    # How old that is
+
+    def _age(self, held: _List) -> float | None:
+        if held.good_at is None:
+            return None
+        heard_at = self._heard_at if held.connection == self._connections else held.good_at
+        return self._clock() - max(heard_at, held.good_at)
+
+    # Fetching lists
+
+    def _fetch(self, held: _List) -> asyncio.Task[None]:
+        if held.flight is None or not _flies(held.flight):
+            held.flight = asyncio.get_running_loop().create_task(self._renew(held), name="identity-verifier-list")
+        return held.flight
+
+    async def _renew(self, held: _List) -> None:
+        connection = self._connections if self.connected else 0
+        try:
+            await self._take(held)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, what is held stays in force
+            held.due_at = self._clock() + min(_RETRY[0] * 2**held.failures, _RETRY[1])
+            held.failures = min(held.failures + 1, 10)
+            log.warning("verifier.status_list_unavailable: %s: %s", held.uri, error)
+            return
+        held.failures = 0
+        held.good_at = self._clock()
+        held.due_at = held.good_at + self._interval(held)
+        if connection and connection == self._connections:
+            held.connection = connection
+        elif self.connected:
+            held.due_at = held.good_at  # fetched before the stream stood: something may lie between the two
+        for reference in [waiting for waiting in self._waiters if waiting.uri == held.uri]:
+            if _revoked_in(held, reference):
+                self._wake(reference)
+
+    async def _take(self, held: _List) -> None:
+        answer = await self._border.get(
+            held.uri, accept=status_list.MEDIA_TYPE, max_length=status_list.MAX_TOKEN_LENGTH, etag=held.etag
+        )
+        if answer.status == 304 and held.statuses is not None:
+            return
+        if answer.status == 404:
+            # An issuer without this list, or one that has retired it: what is known of it stays.
+            held.absent = held.statuses is None
+            return
+        token = await self._open(answer.body, held.uri)
+        if held.token is not None and token.issued < held.token.issued:
+            raise FetchFailed("an older list than the one held came back")
+        held.statuses, held.token, held.absent = token.statuses, token, False
+        held.etag = answer.headers.get("etag")
+
+    async def _open(self, unverified_token: bytes, uri: str) -> StatusListToken:
+        unverified = jws.take_apart(unverified_token, max_length=status_list.MAX_TOKEN_LENGTH)
+        if not jws.is_type(unverified.header.typ, status_list.TYP):
+            raise TokenRejected("wrong_type")
+        key = await self._keys.find(unverified.header.key_id)
+        if key is None or key.algorithm != unverified.header.algorithm:
+            raise TokenRejected("unknown_key")
+        if not key.verify(unverified.signing_input, unverified.signature):
+            raise TokenRejected("bad_signature")
+        return status_list.read(unverified.payload(), uri=uri, now=self._now(), leeway=self._leeway)
+
+    def _interval(self, held: _List) -> float:
+        if held.token is None:
+            return _ABSENT_INTERVAL
+        return max(held.token.ttl, _CONNECTED_INTERVAL) if self.connected else float(held.token.ttl)
+
+    # The two tasks
+
+    def keep_following(self) -> None:
+        """Start the two tasks, unless they run or are not wanted."""
+        if not self._follow or (self._tasks and _flies(self._tasks[0])):
+            return
+        loop = asyncio.get_running_loop()
+        # Tasks of a loop that has ended cannot go on; what they knew has a gap from here.
+        self._disconnected()
+        self._tasks = (
+            loop.create_task(self._listen_for_ever(), name="identity-verifier-stream"),
+            loop.create_task(self._tend_for_ever(), name="identity-verifier-lists"),
+        )
+
+    async def close(self) -> None:
+        tasks, self._tasks = self._tasks, ()
+        own = [task for task in tasks if _flies(task)]
+        for task in own:
+            task.cancel()
+        if own:
+            await asyncio.wait(own)
+
+    async def _tend_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            now = self._clock()
+            if now >= self._prune_at:
+                self._prune_overlay()
+                self._prune_at = now + _PRUNE_INTERVAL
+            for held in list(self._lists.values()):
+                if now >= held.looked_at + _UNUSED:
+                    self._look_after(held, now)
+                elif now >= held.due_at:
+                    self._fetch(held)
+
+    def _look_after(self, held: _List, now: float) -> None:
+        """Let go of a list that no token has named for longer than a token can live."""
+        if not held.used and not any(waiting.uri == held.uri for waiting in self._waiters):
+            del self._lists[held.uri]
+        held.used, held.looked_at = False, now
+
+    async def _listen_for_ever(self) -> None:
+        failures = 0
+        while True:
+            connections = self._connections
+            try:
+                await self._listen()
+            except Exception as error:  # noqa: BLE001 - whatever ended the stream, it is opened again
+                log.info("verifier.stream_ended: %s: %s", type(error).__name__, error)
+            finally:
+                self._disconnected()
+            failures = 0 if self._connections > connections else failures + 1
+            # Spread out, so that a restarted issuer does not meet everybody in the same moment.
+            pause = min(_RECONNECT[0] * 2 ** min(failures, 10), _RECONNECT[1])
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - it spreads, it hides nothing
+
+    async def _listen(self) -> None:
+        async with self._open_stream() as answer:
+            self._connected()
+            reader = EventReader(self._last_event_id)
+            async with asyncio.timeout(SILENCE) as limit:
+                async for part in answer.aiter_bytes():
+                    limit.reschedule(asyncio.get_running_loop().time() + SILENCE)
+                    self._heard_at = self._clock()
+                    for event in reader.feed(part):
+                        self._hear(event)
+                    self._last_event_id = reader.last_id
+
+    @asynccontextmanager
+    async def _open_stream(self) -> AsyncIterator[httpx2.Response]:
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if self._last_event_id:
+            headers["Last-Event-ID"] = self._last_event_id
+        async with self._border.stream(self._events_url, headers=headers, timeout=SILENCE) as answer:
+            media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if answer.status_code != 200 or media_type != "text/event-stream":
+                raise FetchFailed(f"{self._events_url} answered {answer.status_code} {media_type}")
+            yield answer
+
+    def _connected(self) -> None:
+        self.connected = True
+        self._connections += 1
+        self._heard_at = self._clock()
+        for held in self._lists.values():
+            held.due_at = self._heard_at
+            if not _flies(held.flight):
+                self._fetch(held)
+
+    def _disconnected(self) -> None:
+        if not self.connected:
+            return
+        self.connected = False
+        for held in self._lists.values():
+            if held.connection == self._connections and held.good_at is not None:
+                held.good_at = max(held.good_at, self._heard_at)
+                held.due_at = min(held.due_at, held.good_at + self._interval(held))
+            held.connection = 0
+
+    def _hear(self, event: Event) -> None:
+        if event.name != "revoked":
+            return
+        try:
+            members = jws.parse_object(event.data.strip().encode())
+        except TokenRejected:
+            members = {}
+        uri, index, until = members.get("uri"), members.get("idx"), members.get("exp")
+        if not isinstance(uri, str) or type(index) is not int or index < 0 or not self._accepts_uri(uri):
+            log.warning("verifier.event_ignored")
+            return
+        if type(until) is not int:
+            until = int(self._now()) + _DEFAULT_EVENT_LIFETIME
+        self.revoke(StatusReference(uri, index), until)
+
+
+def _revoked_in(held: _List, reference: StatusReference) -> bool:
+    try:
+        return held.says_revoked(reference.idx)
+    except IndexError:
+        return True
+
+
+def _flies(task: asyncio.Task[None] | None) -> bool:
+    return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,227 @@
+"""Verifying a token: what is asked, in which order, and when it need not be asked again."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from types import MappingProxyType, TracebackType
+from typing import Self
+
+import httpx2
+
+from identity_service.verifier import jws
+from identity_service.verifier.cache import TokenCache
+from identity_service.verifier.claims import MAXIMUM_LIFETIME, Claims, ClaimsReader, StatusReference
+from identity_service.verifier.http import Border, check_url, is_loopback_url
+from identity_service.verifier.jws import MAX_LENGTH
+from identity_service.verifier.keys import Keys
+from identity_service.verifier.rejection import TokenRejected
+from identity_service.verifier.revocations import OnStale, Revocations
+
+TYP = "at+jwt"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierStatus:
+    """How a verifier stands, for metrics and health checks. Ages and the skew are seconds.
+
+    Attributes:
+        keys_age: since the issuer last confirmed its keys; None before the first time.
+        keys: the ids of the keys in force.
+        stream_connected: whether revocations arrive as they happen.
+        lists: since the issuer last vouched for each status list; None for one that could not be fetched yet.
+        cached_tokens: tokens that are remembered.
+        clock_skew: how far the issuer's clock is ahead of ours; None while unknown.
+    """
+
+    keys_age: float | None
+    keys: tuple[str, ...]
+    stream_connected: bool
+    lists: Mapping[str, float | None]
+    cached_tokens: int
+    clock_skew: float | None
+
+
+class Verifier:
+    """Verifies access tokens of one issuer for one audience. Make one per process, wherever the application is made.
+
+    It needs no start: keys are fetched for the first token, revocations are followed from the first token that has a
+    status. It belongs to the event loop that calls it and may be taken to another one; it is not for several at a time.
+
+    Args:
+        issuer: the exact `iss`, https (or http on this machine).
+        audience: what this service is called in `aud`; several names when it has several.
+        algorithms: asymmetric algorithms by name. Each key is for one of them.
+        leeway: seconds by which clocks may differ.
+        jwks_uri: where the keys are, when not at `/.well-known/jwks.json` of the issuer.
+        cache_size: how many verified tokens are remembered; 0 for none.
+        on_stale: what becomes of tokens with a status when nothing could be heard about revocations for
+            `max_staleness` seconds: "accept" (they live for minutes only) or "reject" (as keys_unavailable).
+        max_key_age: seconds for which keys are used without the issuer confirming them.
+        follow_revocations: whether status lists and the event stream are looked at.
+        http: takes the place of the network, in tests.
+        now: seconds since 1970, for tests.
+    """
+
+    def __init__(
+        self,
+        issuer: str,
+        *,
+        audience: str | Iterable[str],
+        algorithms: Iterable[str] = ("RS256",),
+        leeway: float = 30,
+        jwks_uri: str | None = None,
+        cache_size: int = 10_000,
+        on_stale: OnStale = "accept",
+        max_staleness: float = 300,
+        max_key_age: float = 86_400,
+        follow_revocations: bool = True,
+        http: httpx2.AsyncBaseTransport | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.issuer = issuer
+        self.audience = (audience,) if isinstance(audience, str) else tuple(audience)
+        keys_url = jwks_uri or f"{issuer.rstrip('/')}/.well-known/jwks.json"
+        check_url(issuer)
+        check_url(keys_url)
+        allowed = frozenset(algorithms)
+        if not allowed or not allowed <= jws.ALGORITHMS.keys():
+            raise ValueError(f"algorithms are some of {', '.join(jws.ALGORITHMS)}")
+        if not self.audience or not all(self.audience):
+            raise ValueError("an audience is needed: without one, any service's token would do")
+        if on_stale not in {"accept", "reject"}:
+            raise ValueError('on_stale is "accept" or "reject"')
+        self._now = now
+        # Intervals must not jump with the time of day; a test has one clock for both.
+        self._clock = time.monotonic if now is time.time else now
+        self._leeway = leeway
+        self._algorithms = allowed
+        self._headers: dict[bytes, jws.Header] = {}
+        self._reader = ClaimsReader(issuer, frozenset(self.audience), leeway=leeway, maximum_lifetime=MAXIMUM_LIFETIME)
+        self._cache = TokenCache(cache_size)
+        self._border = Border(http, local=is_loopback_url(issuer), now=now, leeway=leeway)
+        self._keys = Keys(
+            self._border,
+            keys_url,
+            algorithms=allowed,
+            max_age=max_key_age,
+            clock=self._clock,
+            on_removal=self._cache.clear,
+        )
+        self._revocations = Revocations(
+            self._border,
+            self._keys,
+            issuer,
+            accepts_uri=self._reader.is_list_of_the_issuer,
+            leeway=leeway,
+            on_stale=on_stale,
+            max_staleness=max_staleness,
+            follow=follow_revocations,
+            clock=self._clock,
+            now=now,
+        )
+
+    async def verify(self, unverified_token: str | bytes) -> Claims:
+        """Return the claims of a token that is valid at this moment.
+
+        Raises:
+            TokenRejected: and nothing else, whatever the token is made of.
+        """
+        if len(unverified_token) > MAX_LENGTH:
+            raise TokenRejected("malformed", "too long")
+        try:
+            exact = unverified_token.encode() if isinstance(unverified_token, str) else unverified_token
+        except UnicodeEncodeError:
+            raise TokenRejected("malformed", "not text") from None
+        digest = sha256(exact).digest()
+        cache = self._cache
+        claims = cache.get(digest) or cache.get_older(digest)
+        if claims is None:
+            return await self._verify_anew(exact, digest)
+        if self._clock() >= self._keys.due_at:
+            await self._keys.tend()
+            if cache.get(digest) is not claims:  # its key has gone
+                return await self._verify_anew(exact, digest)
+        if self._now() >= claims.expires + self._leeway:
+            cache.remove(digest)
+            raise TokenRejected("expired")
+        status = claims.status
+        if status is not None and not self._revocations.check(status):
+            await self._revocations.require(status)
+        return claims
+
+    async def wait_revoked(self, claims: Claims) -> None:
+        """Return when the session of these claims has been revoked; for what outlives a request, like a WebSocket.
+
+        Waits for ever when the token has no status. Cancel it when nobody is interested any more.
+        """
+        if claims.status is None:
+            await _for_ever()
+        else:
+            await self._revocations.wait(claims.status)
+
+    def hear_revoked(self, reference: StatusReference, until: float) -> None:
+        """Refuse tokens with this status from now on, learnt by other ways than the issuer's stream.
+
+        For applications with a message bus of their own, and for `testing`. Callable from any thread.
+
+        Args:
+            until: when the last of those tokens expires, in seconds since 1970.
+        """
+        self._revocations.revoke(reference, until)
+
+    def status(self) -> VerifierStatus:
+        """Return how things stand, without asking the issuer."""
+        return VerifierStatus(
+            keys_age=self._keys.age,
+            keys=self._keys.key_ids,
+            stream_connected=self._revocations.connected,
+            lists=MappingProxyType(self._revocations.ages()),
+            cached_tokens=len(self._cache),
+            clock_skew=self._border.clock_skew,
+        )
+
+    async def aclose(self) -> None:
+        """Stop following the issuer and close the connections. Verifying again starts them again."""
+        await self._revocations.close()
+        await self._border.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _verify_anew(self, exact: bytes, digest: bytes) -> Claims:
+        unverified = jws.take_apart(exact, self._headers)
+        header = unverified.header
+        if header.algorithm not in self._algorithms:
+            raise TokenRejected("wrong_algorithm")
+        if not jws.is_type(header.typ, TYP):
+            raise TokenRejected("wrong_type")
+        key = None if self._clock() >= self._keys.due_at else self._keys.held(header.key_id)
+        if key is None:
+            key = await self._keys.find(header.key_id)
+        if key is None:
+            raise TokenRejected("unknown_key")
+        if key.algorithm != header.algorithm:
+            raise TokenRejected("wrong_algorithm")
+        if not key.verify(unverified.signing_input, unverified.signature):
+            raise TokenRejected("bad_signature")
+        jws.remember(self._headers, unverified)
+        claims = self._reader.read(unverified.payload(), now=self._now())
+        if claims.status is not None:
+            # Only now: a token that is not valid must not make us ask anybody anything.
+            self._revocations.keep_following()
+            if not self._revocations.check(claims.status):
+                await self._revocations.require(claims.status)
+        if self._keys.held(header.key_id) is key:  # it may have been revoked while we waited for the list
+            self._cache.put(digest, claims)
+        return claims
+
+
+async def _for_ever() -> None:
+    await asyncio.get_running_loop().create_future()

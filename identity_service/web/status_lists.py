@@ -1,0 +1,100 @@
+"""`/status-lists`: which tokens were revoked, as signed lists anyone can poll and as events anyone can follow.
+
+Neither names a user. Rendering is the business of `revocation`.
+"""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from identity_service.revocation import RevokedIndex, store
+from identity_service.revocation.indexes import position
+from identity_service.revocation.status_lists import TIME_TO_LIVE
+from identity_service.runtime import Runtime
+from identity_service.web.dependencies import public, runtime_of
+from identity_service.web.metadata import FOR_EVERYONE, not_modified
+from identity_service.web.problems import BadRequest
+
+router = APIRouter(tags=["Status lists"])
+
+HEARTBEAT_SECONDS = 10.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+_EVENT_ID = re.compile(r"[0-9]{1,17}", re.ASCII)
+_CACHING = f"public, max-age={int(TIME_TO_LIVE.total_seconds())}"
+
+
+@router.get("/status-lists")
+@public
+async def lists(request: Request) -> JSONResponse:
+    """The lists that tokens may name today."""
+    runtime = runtime_of(request)
+    first, last = await _numbers(runtime)
+    uris = [runtime.status_lists.uri(number) for number in range(first, last + 1)]
+    return JSONResponse({"status_lists": uris}, headers={"Cache-Control": _CACHING, **FOR_EVERYONE})
+
+
+@router.get("/status-lists/events")
+@public
+async def events(request: Request) -> StreamingResponse:
+    """Every revocation as it happens, as server-sent events; `Last-Event-ID` resumes without a gap."""
+    runtime = runtime_of(request)
+    since = _moment(request.headers.get("last-event-id", ""))
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **FOR_EVERYONE}
+    return StreamingResponse(_events(runtime, since), media_type="text/event-stream", headers=headers)
+
+
+@router.get("/status-lists/{number}")
+@public
+async def status_list(request: Request, number: str) -> Response:
+    """One list as a signed token (draft-ietf-oauth-status-list 5)."""
+    runtime = runtime_of(request)
+    if "time" in request.query_params:
+        raise BadRequest(400, "time_not_supported", "Lists of the past are not kept.")
+    if not _NUMBER.fullmatch(number) or int(number) > (await _numbers(runtime))[1]:
+        raise BadRequest(404, "not_found", "There is no such status list.")
+    document = await runtime.status_lists.document(int(number), runtime.now())
+    headers = {"Cache-Control": _CACHING, "ETag": document.etag, **FOR_EVERYONE}
+    if not_modified(request, document.etag):
+        return Response(status_code=304, headers=headers)
+    return Response(document.body, headers=headers, media_type="application/statuslist+jwt")
+
+
+async def _numbers(runtime: Runtime) -> tuple[int, int]:
+    """Return the first and the last list that a token may name."""
+    async with runtime.database.connection() as db:
+        first, last = await store.index_range(db)
+    return position(first).list_number, position(last).list_number
+
+
+async def _events(runtime: Runtime, since: datetime | None) -> AsyncIterator[str]:
+    with runtime.revocations.follow() as follower:
+        yield ": follow\n\n"
+        if since is not None:
+            for revoked in runtime.revocations.recorded_since(since):
+                yield _event(runtime, revoked)
+        while True:
+            try:
+                revoked_now = await follower.next(within=HEARTBEAT_SECONDS)
+            except TimeoutError:
+                yield ": still here\n\n"
+                continue
+            if revoked_now is None:
+                return
+            yield _event(runtime, revoked_now)
+
+
+def _event(runtime: Runtime, revoked: RevokedIndex) -> str:
+    reference = runtime.status_lists.reference(revoked.status_index)
+    data = {"uri": reference.uri, "idx": reference.index, "exp": int(revoked.expires_at.timestamp())}
+    number = (revoked.recorded_at - _EPOCH) // timedelta(microseconds=1)
+    return f"event: revoked\nid: {number}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+def _moment(event_id: str) -> datetime | None:
+    """Return when the event with this id was recorded, None for what is no id of ours."""
+    return _EPOCH + timedelta(microseconds=int(event_id)) if _EVENT_ID.fullmatch(event_id) else None

@@ -1,0 +1,334 @@
+"""The answers of RFC 6750, and sockets that close when their session is revoked."""
+
+import asyncio
+import logging
+from typing import Annotated, Any
+
+import httpx2
+import pytest
+from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect
+from starlette.testclient import TestClient
+
+from identity_service.verifier import Claims, Verifier
+from identity_service.verifier.fastapi import Bearer
+from identity_service.verifier.testing import TestIssuer
+
+issuer = TestIssuer("https://id.example.com", "orders")
+
+
+def make_app(verifier: Verifier, **options: Any) -> FastAPI:  # noqa: C901 - many small routes
+    auth = Bearer(verifier, **options)
+    app = FastAPI()
+
+    @app.get("/orders")
+    async def orders(caller: Annotated[Claims, Depends(auth)]) -> dict[str, str]:
+        return {"subject": caller.subject}
+
+    @app.get("/sync")
+    def sync(caller: Annotated[Claims, Depends(auth)]) -> dict[str, str]:
+        return {"subject": caller.subject}
+
+    @app.post("/orders")
+    async def create(caller: Annotated[Claims, Depends(auth.require(scope="orders:write"))]) -> dict[str, str]:
+        return {"subject": caller.subject}
+
+    @app.delete("/orders")
+    async def delete(
+        caller: Annotated[Claims, Depends(auth.require(scope=["orders:write", "orders:delete"], role="admin"))],
+    ) -> dict[str, str]:
+        return {"subject": caller.subject}
+
+    @app.get("/admin")
+    async def admin(caller: Annotated[Claims, Depends(auth.require(role="admin"))]) -> dict[str, str]:
+        return {"subject": caller.subject}
+
+    @app.get("/catalogue")
+    async def catalogue(caller: Annotated[Claims | None, Depends(auth.optional)]) -> dict[str, str | None]:
+        return {"subject": caller.subject if caller is not None else None}
+
+    @app.websocket("/ws")
+    async def chat(socket: WebSocket, caller: Annotated[Claims, Depends(auth.websocket())]) -> None:
+        await socket.accept()
+        try:
+            while True:
+                await socket.send_text(f"{caller.subject}: {await socket.receive_text()}")
+        except WebSocketDisconnect as gone:
+            logging.getLogger("chat").info("gone %s", gone.code)
+
+    @app.websocket("/write")
+    async def write(
+        socket: WebSocket, caller: Annotated[Claims, Depends(auth.websocket(scope="orders:write"))]
+    ) -> None:
+        await socket.accept("mine")
+        await socket.close()
+
+    return app
+
+
+@pytest.fixture
+async def http() -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=make_app(issuer.verifier())), base_url="http://orders")
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+BARE = 'Bearer realm="orders"'
+ANSWERS: dict[str, tuple[str, str, list[tuple[str, str]], int, str | None]] = {
+    "good": ("GET", "/orders", [("Authorization", "Bearer {good}")], 200, None),
+    "good_in_a_sync_route": ("GET", "/sync", [("Authorization", "Bearer {good}")], 200, None),
+    "RS-4_scheme_in_any_case": ("GET", "/orders", [("Authorization", "bEARER {good}")], 200, None),
+    "RS-4_missing": ("GET", "/orders", [], 401, BARE),
+    "RS-5_empty": ("GET", "/orders", [("Authorization", "")], 401, BARE),
+    "RS-5_scheme_alone": ("GET", "/orders", [("Authorization", "Bearer")], 401, BARE),
+    "RS-5_scheme_and_spaces": ("GET", "/orders", [("Authorization", "Bearer   ")], 401, BARE),
+    "another_scheme": ("GET", "/orders", [("Authorization", "Basic YTpi")], 401, BARE),
+    "RS-5_query_ignored": ("GET", "/orders?access_token={good}", [], 401, BARE),
+    "RS-5_two_words": (
+        "GET",
+        "/orders",
+        [("Authorization", "Bearer a b")],
+        401,
+        f'{BARE}, error="invalid_token", error_description="The token is malformed"',
+    ),
+    "RS-5_long": (
+        "GET",
+        "/orders",
+        [("Authorization", "Bearer " + "A" * 100_000)],
+        401,
+        f'{BARE}, error="invalid_token", error_description="The token is malformed"',
+    ),
+    "RS-5_not_ascii": (
+        "GET",
+        "/orders",
+        [("Authorization", "Bearer \xe9")],
+        401,
+        f'{BARE}, error="invalid_token", error_description="The token is malformed"',
+    ),
+    "RS-4_expired": (
+        "GET",
+        "/orders",
+        [("Authorization", "Bearer {expired}")],
+        401,
+        f'{BARE}, error="invalid_token", error_description="The token has expired"',
+    ),
+    "RS-7_for_another": (
+        "GET",
+        "/orders",
+        [("Authorization", "Bearer {foreign}")],
+        401,
+        f'{BARE}, error="invalid_token", error_description="The token is for another audience"',
+    ),
+    "RS-4_two_headers": (
+        "GET",
+        "/orders",
+        [("Authorization", "Bearer {good}"), ("Authorization", "Bearer {good}")],
+        400,
+        f'{BARE}, error="invalid_request", error_description="More than one Authorization header"',
+    ),
+    "RS-4_scope_missing": (
+        "POST",
+        "/orders",
+        [("Authorization", "Bearer {good}")],
+        403,
+        f'{BARE}, error="insufficient_scope", error_description="The token lacks a scope", scope="orders:write"',
+    ),
+    "scope_there": ("POST", "/orders", [("Authorization", "Bearer {writer}")], 200, None),
+    "scope_needs_a_token_first": ("POST", "/orders", [], 401, BARE),
+    "one_scope_of_two": (
+        "DELETE",
+        "/orders",
+        [("Authorization", "Bearer {writer}")],
+        403,
+        (
+            f'{BARE}, error="insufficient_scope", error_description="The token lacks a scope", '
+            'scope="orders:write orders:delete"'
+        ),
+    ),
+    "scopes_without_the_role": (
+        "DELETE",
+        "/orders",
+        [("Authorization", "Bearer {deleter}")],
+        403,
+        (
+            f'{BARE}, error="insufficient_scope", error_description="The caller lacks a role", '
+            'scope="orders:write orders:delete"'
+        ),
+    ),
+    "role_missing": (
+        "GET",
+        "/admin",
+        [("Authorization", "Bearer {writer}")],
+        403,
+        f'{BARE}, error="insufficient_scope", error_description="The caller lacks a role"',
+    ),
+    "role_there": ("GET", "/admin", [("Authorization", "Bearer {admin}")], 200, None),
+    "optional_without": ("GET", "/catalogue", [], 200, None),
+    "optional_with": ("GET", "/catalogue", [("Authorization", "Bearer {good}")], 200, None),
+    "optional_with_a_bad_one": (
+        "GET",
+        "/catalogue",
+        [("Authorization", "Bearer {expired}")],
+        401,
+        f'{BARE}, error="invalid_token", error_description="The token has expired"',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+async def test_answers(http: httpx2.AsyncClient, case: str) -> None:
+    method, path, headers, status, challenge = ANSWERS[case]
+    tokens = {
+        "good": issuer.token("alice"),
+        "expired": issuer.token(expired=True),
+        "foreign": issuer.token(aud=["billing"]),
+        "writer": issuer.token(scope="orders:write"),
+        "deleter": issuer.token(scope="orders:write orders:delete"),
+        "admin": issuer.token(role="admin"),
+    }
+
+    def fill(text: str) -> str:
+        for name, token in tokens.items():
+            text = text.replace("{" + name + "}", token)
+        return text
+
+    raw = [(name.encode(), fill(value).encode("latin-1")) for name, value in headers]
+    answer = await http.request(method, fill(path), headers=raw)
+    assert answer.status_code == status
+    assert answer.headers.get("www-authenticate") == challenge
+
+
+async def test_a_revoked_token_is_401(http: httpx2.AsyncClient) -> None:
+    token = issuer.token("alice")
+    assert (await http.get("/orders", headers=bearer(token))).json() == {"subject": "alice"}
+    issuer.revoke(token)
+    answer = await http.get("/orders", headers=bearer(token))
+    assert (answer.status_code, answer.json()) == (401, {"detail": "The token has been revoked."})
+
+
+async def test_keys_that_cannot_be_had_are_503() -> None:
+    verifier = issuer.verifier(http=httpx2.MockTransport(lambda request: httpx2.Response(500)))
+    app = make_app(verifier)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://orders") as http:
+        answer = await http.get("/orders", headers=bearer(issuer.token()))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "www-authenticate" not in answer.headers
+
+
+async def test_swagger_ui_logs_in_against_the_issuer(http: httpx2.AsyncClient) -> None:
+    schema = (await http.get("/openapi.json")).json()
+    assert schema["components"]["securitySchemes"] == {
+        "identity": {
+            "type": "oauth2",
+            "flows": {
+                "password": {
+                    "tokenUrl": "https://id.example.com/token",
+                    "scopes": {"orders:write": "", "orders:delete": ""},
+                }
+            },
+        }
+    }
+    assert schema["paths"]["/orders"]["get"]["security"] == [{"identity": []}]
+    assert schema["paths"]["/orders"]["post"]["security"] == [{"identity": []}]
+
+
+async def test_a_realm_cannot_break_out_of_its_quotes() -> None:
+    app = make_app(issuer.verifier(), realm='a"b\\c\r\nd')
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://orders") as http:
+        assert (await http.get("/orders")).headers["www-authenticate"] == 'Bearer realm="abcd"'
+
+
+@pytest.fixture
+def client() -> TestClient:
+    return TestClient(make_app(issuer.verifier()))
+
+
+def closed(client: TestClient, path: str, **options: Any) -> int:
+    with client.websocket_connect(path, **options) as socket, pytest.raises(WebSocketDisconnect) as gone:
+        socket.receive_text()
+    return gone.value.code
+
+
+def test_a_socket_takes_the_token_of_the_header(client: TestClient) -> None:
+    with client.websocket_connect("/ws", headers=bearer(issuer.token("alice"))) as socket:
+        socket.send_text("hello")
+        assert socket.receive_text() == "alice: hello"
+        assert socket.accepted_subprotocol is None
+
+
+def test_a_socket_takes_the_token_of_the_subprotocol_and_answers_bearer(client: TestClient) -> None:
+    with client.websocket_connect("/ws", subprotocols=["bearer", issuer.token("alice")]) as socket:
+        socket.send_text("hello")
+        assert socket.receive_text() == "alice: hello"
+        assert socket.accepted_subprotocol == "bearer"
+
+
+def test_a_route_may_answer_a_subprotocol_of_its_own(client: TestClient) -> None:
+    token = issuer.token(scope="orders:write")
+    with client.websocket_connect("/write", subprotocols=["bearer", token, "mine"]) as socket:
+        assert socket.accepted_subprotocol == "mine"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"headers": bearer("nonsense")},
+        {"headers": {"Authorization": "Basic YTpi"}},
+        {"headers": bearer(issuer.token(expired=True))},
+        {"subprotocols": ["bearer"]},
+        {"subprotocols": ["bearer", "nonsense"]},
+        {"subprotocols": ["chat", issuer.token()]},
+        {"headers": bearer(issuer.token()), "subprotocols": ["bearer", issuer.token()]},
+    ],
+)
+def test_a_socket_without_a_good_token_is_closed_with_4401(client: TestClient, options: dict[str, Any]) -> None:
+    assert closed(client, "/ws", **options) == 4401
+
+
+def test_a_socket_does_not_look_at_the_query(client: TestClient) -> None:
+    assert closed(client, f"/ws?access_token={issuer.token()}&token={issuer.token()}") == 4401
+
+
+def test_a_socket_without_the_scope_is_closed_with_4403(client: TestClient) -> None:
+    assert closed(client, "/write", headers=bearer(issuer.token())) == 4403
+
+
+def test_a_socket_while_keys_cannot_be_had_is_told_to_come_back() -> None:
+    verifier = issuer.verifier(http=httpx2.MockTransport(lambda request: httpx2.Response(500)))
+    assert closed(TestClient(make_app(verifier)), "/ws", headers=bearer(issuer.token())) == 1013
+
+
+def test_an_open_socket_is_closed_with_4401_when_its_session_is_revoked(client: TestClient) -> None:
+    token = issuer.token("alice", sid="s1")
+    with client.websocket_connect("/ws", headers=bearer(token)) as socket:
+        socket.send_text("hello")
+        assert socket.receive_text() == "alice: hello"
+        issuer.revoke(issuer.token(sid="s1"))
+        with pytest.raises(WebSocketDisconnect) as gone:
+            socket.receive_text()
+    assert (gone.value.code, gone.value.reason) == (4401, "revoked")
+
+
+async def test_a_socket_that_is_closed_already_is_left_alone() -> None:
+    """The revocation and the end of the route may come in any order."""
+    verifier = issuer.verifier()
+    auth = Bearer(verifier)
+    token = issuer.token()
+    claims = await verifier.verify(token)
+    issuer.revoke(token)
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+        await asyncio.sleep(0)
+
+    socket = WebSocket({"type": "websocket", "headers": []}, receive, send)
+    await socket.accept()
+    await auth._close_when_revoked(socket, claims)
+    await auth._close_when_revoked(socket, claims)
+    assert sent == ["websocket.accept", "websocket.close"]

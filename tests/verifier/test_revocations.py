@@ -1,0 +1,600 @@
+"""TSL-1 to TSL-6 and the event stream: how a logout reaches a verifier, and what happens when it cannot."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from identity_service.verifier import TokenRejected, Verifier, status_list
+from identity_service.verifier import revocations as revocations_module
+from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.events import Event, EventReader
+from identity_service.verifier.testing import TestIssuer
+from tests.verifier.conftest import AUDIENCE, ISSUER, LIST, Clock, Issuer, until
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that waits by itself waits less."""
+    monkeypatch.setattr(revocations_module, "TICK", 0.005)
+    monkeypatch.setattr(revocations_module, "_RECONNECT", (0.005, 0.02))
+
+
+def indexed(issuer: Issuer, idx: int, uri: str = LIST, **claims: Any) -> str:
+    return issuer.token(status={"status_list": {"idx": idx, "uri": uri}}, **claims)
+
+
+async def refused(verifier: Verifier, token: str, reason: str) -> None:
+    with pytest.raises(TokenRejected) as error:
+        await verifier.verify(token)
+    assert error.value.reason == reason
+
+
+async def connected(verifier: Verifier) -> None:
+    await until(lambda: verifier.status().stream_connected)
+
+
+# Status lists
+
+
+def test_tsl2_the_drafts_own_vectors() -> None:
+    assert status_list.encode(bytes.fromhex("b9a3")) == "eNrbuRgAAhcBXQ"
+    assert status_list.encode(bytes.fromhex("c944f9")) == "eNo76fITAAPfAgc"
+    one = status_list.decode("eNrbuRgAAhcBXQ", 1)
+    assert [one.status(i) for i in range(len(one))] == [1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0, 1]
+    two = status_list.decode("eNo76fITAAPfAgc", 2)
+    assert [two.status(i) for i in range(len(two))] == [1, 2, 0, 3, 0, 1, 0, 1, 1, 2, 3, 3]
+    assert status_list.build([0, 3, 4, 5, 7, 8, 9, 13, 15], 16, level=9) == "eNrbuRgAAhcBXQ"
+
+
+@given(st.sets(st.integers(0, 8191)), st.sampled_from([1, 6, 9]))
+def test_tsl2_what_is_built_is_read(positions: set[int], level: int) -> None:
+    read = status_list.decode(status_list.build(positions, 8192, level), 1)
+    assert {i for i in range(8192) if read.status(i)} == positions
+    with pytest.raises(IndexError):
+        read.status(8192)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_tsl2_statuses_of_several_bits(bits: int) -> None:
+    read = status_list.decode(status_list.encode(b"\xe4\x1b"), bits)
+    value = int.from_bytes(b"\xe4\x1b", "little")
+    assert [read.status(i) for i in range(len(read))] == [
+        value >> (i * bits) & ((1 << bits) - 1) for i in range(16 // bits)
+    ]
+
+
+def test_a_list_is_made_of_whole_bytes() -> None:
+    with pytest.raises(ValueError):
+        status_list.build([], 7)
+
+
+@pytest.mark.parametrize(
+    ("packed", "bits"),
+    [
+        ("eNrbuRgAAhcBXQ", 3),
+        ("eNrbuRgAAhcBXQ", 0),
+        ("eNrbuRgAAhcBXQ==", 1),
+        ("eNrbuRgAAhcB", 1),
+        ("AAAA", 1),
+        ("", 1),
+        (status_list.encode(b"x") + "AAAA", 1),
+        (status_list.encode(bytes((1 << 20) + 1)), 1),
+        (status_list.encode(bytes(1 << 28)), 1),
+    ],
+)
+def test_tsl5_what_is_not_a_list_or_a_zip_bomb_is_refused(packed: str, bits: int) -> None:
+    with pytest.raises(ValueError):
+        status_list.decode(packed, bits)
+
+
+def test_the_largest_list_is_read() -> None:
+    assert len(status_list.decode(status_list.encode(bytes(1 << 20)), 1)) == 1 << 23
+
+
+# What a token's status decides
+
+
+async def test_a_revoked_token_is_refused_and_another_is_not(issuer: Issuer, verifier: Verifier) -> None:
+    issuer.revoked = {7}
+    await refused(verifier, indexed(issuer, 7), "revoked")
+    assert await verifier.verify(indexed(issuer, 8))
+    assert verifier.status().cached_tokens == 1
+
+
+async def test_tsl5_an_invalid_token_makes_us_fetch_no_list(issuer: Issuer, verifier: Verifier) -> None:
+    await refused(verifier, indexed(issuer, 1, expired=True), "expired")
+    await refused(verifier, indexed(issuer, 1, aud=["billing"]), "wrong_audience")
+    assert issuer.asked("/status-lists/1") == 0
+    assert not verifier.status().lists
+
+
+async def test_many_first_tokens_share_one_fetch_of_the_list(issuer: Issuer, verifier: Verifier) -> None:
+    issuer.offers_stream = False
+    issuer.delay = 0.01
+    await asyncio.gather(*(verifier.verify(indexed(issuer, idx)) for idx in range(50)))
+    assert issuer.asked("/status-lists/1") == 1
+    assert verifier.status().lists == {LIST: 0}
+
+
+async def test_tsl5_an_index_beyond_the_list_is_refused(issuer: Issuer, verifier: Verifier) -> None:
+    await refused(verifier, indexed(issuer, 1024), "malformed")
+
+
+async def test_tsl1_any_status_but_valid_refuses(issuer: Issuer, verifier: Verifier) -> None:
+    issuer.list_claims = {"status_list": {"bits": 2, "lst": "eNo76fITAAPfAgc"}}
+    for idx, refuses in enumerate([1, 2, 0, 3]):
+        if refuses:
+            await refused(verifier, indexed(issuer, idx), "revoked")
+        else:
+            assert await verifier.verify(indexed(issuer, idx))
+
+
+async def test_an_issuer_without_lists_has_its_tokens_simply_verified(issuer: Issuer, now: Clock) -> None:
+    issuer.list_answer = lambda request: httpx2.Response(404)
+    issuer.offers_stream = False
+    async with issuer.verifier(on_stale="reject") as verifier:
+        assert await verifier.verify(indexed(issuer, 1))
+        assert await verifier.verify(issuer.token(status=None))
+        issuer.list_answer = None
+        issuer.revoked = {1}
+        now.advance(61)
+        await until(lambda: issuer.asked("/status-lists/1") >= 2)
+        await refused(verifier, indexed(issuer, 1), "revoked")
+
+
+async def test_a_list_that_is_retired_keeps_what_it_said(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    issuer.revoked = {1}
+    await refused(verifier, indexed(issuer, 1), "revoked")
+    asked = issuer.asked("/status-lists/1")
+    issuer.list_answer = lambda request: httpx2.Response(404)
+    now.advance(301)
+    await until(lambda: issuer.asked("/status-lists/1") > asked)
+    await refused(verifier, indexed(issuer, 1), "revoked")
+
+
+async def test_not_following_asks_for_no_list(issuer: Issuer) -> None:
+    verifier = issuer.verifier(follow_revocations=False)
+    issuer.revoked = {1}
+    assert await verifier.verify(indexed(issuer, 1))
+    assert not verifier.status().stream_connected
+    assert {request.url.path for request in issuer.requests} == {"/.well-known/jwks.json"}
+
+
+WRONG_LISTS: dict[str, dict[str, Any]] = {
+    "TSL-3_typ": {"list_typ": "at+jwt"},
+    "TSL-3_sub": {"list_claims": {"sub": LIST + "2"}},
+    "TSL-3_sub_missing": {"list_claims": {"sub": None}},
+    "TSL-3_iat_missing": {"list_claims": {"iat": None}},
+    "iat_in_the_future": {"list_claims": {"iat": 1_795_000_100}},
+    "TSL-5_expired": {"list_claims": {"exp": 1_794_999_900}},
+    "exp_a_string": {"list_claims": {"exp": "1795000100"}},
+    "ttl_a_string": {"list_claims": {"ttl": "1"}},
+    "status_list_missing": {"list_claims": {"status_list": None}},
+    "bits_missing": {"list_claims": {"status_list": {"lst": "eNrbuRgAAhcBXQ"}}},
+    "lst_missing": {"list_claims": {"status_list": {"bits": 1}}},
+    "lst_garbage": {"list_claims": {"status_list": {"bits": 1, "lst": "AAAA"}}},
+    "TSL-5_zip_bomb": {"list_claims": {"status_list": {"bits": 1, "lst": status_list.encode(bytes(1 << 24))}}},
+    "unknown_key": {"list_header": {"kid": "unknown"}},
+    "another_algorithm": {"list_header": {"alg": "RS512"}},
+    "garbage": {"list_answer": lambda request: httpx2.Response(200, content=b"<html>")},
+    "500": {"list_answer": lambda request: httpx2.Response(500)},
+    "304_for_nothing": {"list_answer": lambda request: httpx2.Response(304)},
+    "redirect": {"list_answer": lambda request: httpx2.Response(302, headers={"Location": "https://evil.example/"})},
+    "too_long": {"list_answer": lambda request: httpx2.Response(200, content=b"A" * (3 << 20))},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_LISTS)
+async def test_a_wrong_list_is_no_list(issuer: Issuer, wrong: str) -> None:
+    """Refused by those who want to be sure; by the others accepted, as while the issuer cannot be reached."""
+    issuer.revoked = {1}
+    for name, value in WRONG_LISTS[wrong].items():
+        setattr(issuer, name, value)
+    async with issuer.verifier(on_stale="reject") as strict, issuer.verifier() as lenient:
+        await refused(strict, indexed(issuer, 1), "keys_unavailable")
+        assert await lenient.verify(indexed(issuer, 1))
+        assert strict.status().lists == {LIST: None}
+    assert {request.url.host for request in issuer.requests} == {"id.example.com"}
+
+
+async def test_a_list_signed_by_somebody_else_is_no_list(
+    issuer: Issuer, verifier: Verifier, other_key: rsa.RSAPrivateKey
+) -> None:
+    forger = TestIssuer(ISSUER, AUDIENCE, now=issuer.clock)
+    forger._key = other_key
+    own = issuer.kit
+    token = indexed(issuer, 1)
+    issuer.kit, issuer.revoked = forger, {1}
+    assert await verifier.verify(token)
+    issuer.kit = own
+    await until(lambda: True)
+
+
+async def test_when_a_list_cannot_be_had_only_the_first_requests_wait(issuer: Issuer, now: Clock) -> None:
+    issuer.offers_stream = False
+    issuer.list_answer = lambda request: httpx2.Response(500)
+    async with issuer.verifier() as verifier:
+        await verifier.verify(indexed(issuer, 1))
+        issuer.delay = 5
+        now.advance(2)
+        await asyncio.wait_for(verifier.verify(indexed(issuer, 1)), 0.1)
+
+
+async def test_an_older_list_does_not_bring_a_token_back(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    issuer.revoked = {1}
+    await refused(verifier, indexed(issuer, 1), "revoked")
+    issuer.revoked = set()
+    issuer.list_claims = {"iat": int(now()) - 1}
+    asked = issuer.asked("/status-lists/1")
+    now.advance(301)
+    await until(lambda: issuer.asked("/status-lists/1") > asked)
+    await asyncio.sleep(0.02)
+    await refused(verifier, indexed(issuer, 1), "revoked")
+
+
+# The stream
+
+
+async def test_a_revocation_arrives_by_the_stream(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    token = indexed(issuer, 5)
+    await verifier.verify(token)
+    await connected(verifier)
+    issuer.streams[0].say(": hello\n\nevent: other\ndata: {}\n\n")
+    issuer.streams[0].revoked(5, exp=int(now()) + 600)
+    await until(lambda: bool(verifier._revocations._overlay))
+    await refused(verifier, token, "revoked")
+    assert await verifier.verify(indexed(issuer, 6))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "nothing",
+        "[]",
+        "{}",
+        '{"uri": 1, "idx": 1}',
+        f'{{"uri": "{LIST}", "idx": -1}}',
+        '{"uri": "https://evil.example/1", "idx": 1}',
+    ],
+)
+async def test_an_event_that_makes_no_sense_is_ignored(
+    issuer: Issuer, verifier: Verifier, data: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await verifier.verify(indexed(issuer, 1))
+    await connected(verifier)
+    with caplog.at_level(logging.WARNING):
+        issuer.streams[0].say(f"event: revoked\ndata: {data}\n\n")
+        await until(lambda: "event_ignored" in caplog.text)
+    assert verifier.status().stream_connected
+    assert not verifier._revocations._overlay
+
+
+async def test_an_event_without_an_end_holds_for_a_day(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    await verifier.verify(indexed(issuer, 1))
+    await connected(verifier)
+    issuer.streams[0].say(f'event: revoked\ndata: {{"uri": "{LIST}", "idx": 1}}\n\n')
+    await until(lambda: bool(verifier._revocations._overlay))
+    assert list(verifier._revocations._overlay.values()) == [now() + 86_400 + 30]
+
+
+async def test_it_resumes_by_the_last_event_id(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    await verifier.verify(indexed(issuer, 1))
+    await connected(verifier)
+    issuer.streams[0].revoked(9, exp=int(now()) + 600, event_id="41")
+    issuer.streams[0].end()
+    await until(lambda: len(issuer.streams) == 2)
+    events = [request for request in issuer.requests if request.url.path.endswith("/events")]
+    assert "last-event-id" not in events[0].headers
+    assert events[1].headers["last-event-id"] == "41"
+
+
+async def test_what_was_revoked_between_two_connections_is_found_in_the_list(
+    issuer: Issuer, verifier: Verifier
+) -> None:
+    token = indexed(issuer, 3)
+    await verifier.verify(token)
+    await connected(verifier)
+    await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+    issuer.revoked = {3}
+    issuer.streams[0].parts.put_nowait(httpx2.ReadError("cut"))
+    await until(lambda: verifier._revocations._lists[LIST].connection == 2)
+    await refused(verifier, token, "revoked")
+
+
+async def test_a_list_fetched_while_the_stream_connects_is_fetched_again(issuer: Issuer) -> None:
+    issuer.delay = 0.03
+    async with issuer.verifier() as verifier:
+        await verifier.verify(indexed(issuer, 1))
+        await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+        assert issuer.asked("/status-lists/1") >= 2
+
+
+async def test_a_silent_stream_is_dead(issuer: Issuer, verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revocations_module, "SILENCE", 0.03)
+    await verifier.verify(indexed(issuer, 1))
+    await until(lambda: len(issuer.streams) >= 3)
+
+
+async def test_comments_keep_a_stream_alive(
+    issuer: Issuer, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocations_module, "SILENCE", 0.1)
+    await verifier.verify(indexed(issuer, 1))
+    await connected(verifier)
+    for _ in range(10):
+        issuer.streams[0].say(":\n\n")
+        await asyncio.sleep(0.03)
+    assert len(issuer.streams) == 1
+
+
+async def test_a_stream_that_floods_is_dropped(issuer: Issuer, verifier: Verifier) -> None:
+    await verifier.verify(indexed(issuer, 1))
+    await connected(verifier)
+    issuer.streams[0].say("data: " + "x" * 70_000)
+    await until(lambda: len(issuer.streams) == 2)
+
+
+@pytest.mark.parametrize("answer", [httpx2.Response(200, content=b"x"), httpx2.Response(503)])
+async def test_without_a_stream_the_lists_are_fetched_by_their_ttl(
+    issuer: Issuer, verifier: Verifier, now: Clock, answer: httpx2.Response
+) -> None:
+    issuer.offers_stream = False
+    issuer.ttl = 10
+    token = indexed(issuer, 2)
+    await verifier.verify(token)
+    issuer.revoked = {2}
+    now.advance(9)
+    await asyncio.sleep(0.03)
+    assert await verifier.verify(token)
+    now.advance(2)
+    await until(lambda: issuer.asked("/status-lists/1") == 2)
+    await asyncio.sleep(0.01)
+    await refused(verifier, token, "revoked")
+
+
+@pytest.mark.parametrize(("ttl", "kept"), [(0, 1), (-5, 1), (10**9, 43_200), (None, 300), (60, 60)])
+async def test_tsl5_ttl_is_clamped(issuer: Issuer, verifier: Verifier, ttl: int | None, kept: int) -> None:
+    issuer.list_claims = {"ttl": ttl, "exp": None}
+    await verifier.verify(indexed(issuer, 1))
+    token = verifier._revocations._lists[LIST].token
+    assert token is not None
+    assert token.ttl == kept
+
+
+async def test_an_unchanged_list_is_confirmed_by_304(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    issuer.offers_stream = False
+    await verifier.verify(indexed(issuer, 1))
+    now.advance(301)
+    await until(lambda: issuer.asked("/status-lists/1") == 2)
+    await until(lambda: verifier.status().lists == {LIST: 0})
+    (_, second) = [request for request in issuer.requests if request.url.path == "/status-lists/1"]
+    assert second.headers["if-none-match"] == '"[]"'
+
+
+# When nothing is heard
+
+
+@pytest.fixture
+async def strict(issuer: Issuer) -> AsyncIterator[Verifier]:
+    async with issuer.verifier(on_stale="reject", max_staleness=300) as verifier:
+        yield verifier
+
+
+async def test_on_stale_accept_takes_tokens_while_the_issuer_is_away(
+    issuer: Issuer, verifier: Verifier, now: Clock
+) -> None:
+    await verifier.verify(indexed(issuer, 1))
+    issuer.down = True
+    for _ in range(6):
+        now.advance(600)
+        assert await verifier.verify(indexed(issuer, 1))
+    age = verifier.status().lists[LIST]
+    assert age is not None
+    assert age >= 3600
+
+
+async def test_on_stale_reject_refuses_after_max_staleness(issuer: Issuer, strict: Verifier, now: Clock) -> None:
+    issuer.offers_stream = False
+    token = indexed(issuer, 1, lifetime=3600)
+    await strict.verify(token)
+    issuer.down = True
+    now.advance(299)
+    assert await strict.verify(token)
+    now.advance(2)
+    await refused(strict, token, "keys_unavailable")
+    await refused(strict, indexed(issuer, 2), "keys_unavailable")
+    assert await strict.verify(issuer.token(status=None))
+    issuer.down = False
+    now.advance(31)
+    await until(lambda: strict.status().lists == {LIST: 0})
+    assert await strict.verify(token)
+
+
+async def test_on_stale_reject_trusts_a_living_stream(issuer: Issuer, strict: Verifier, now: Clock) -> None:
+    token = indexed(issuer, 1, lifetime=80_000)
+    await strict.verify(token)
+    await connected(strict)
+    await until(lambda: strict._revocations._lists[LIST].connection == 1)
+    issuer.list_answer = lambda request: httpx2.Response(500)
+    for _ in range(10):
+        now.advance(200)
+        issuer.streams[0].say(":\n\n")
+        await until(lambda: strict.status().lists == {LIST: 0})
+        assert await strict.verify(token)
+    # The stream ends: what it vouched for stays good for a while, not for ever.
+    issuer.down = True
+    issuer.streams[0].end()
+    await until(lambda: not strict.status().stream_connected)
+    assert await strict.verify(token)
+    now.advance(301)
+    await refused(strict, token, "keys_unavailable")
+
+
+# Bounds
+
+
+async def test_overlays_end_when_their_tokens_have_expired(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    await verifier.verify(indexed(issuer, 1))
+    verifier.hear_revoked(StatusReference(LIST, 4), now() + 60)
+    now.advance(89)
+    await asyncio.sleep(0.02)
+    assert verifier._revocations._overlay
+    now.advance(31)
+    await until(lambda: not verifier._revocations._overlay)
+
+
+async def test_overlays_are_bounded(
+    issuer: Issuer, verifier: Verifier, now: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocations_module, "MAX_OVERLAY", 10)
+    await verifier.verify(indexed(issuer, 1))
+    for idx in range(20):
+        verifier.hear_revoked(StatusReference(LIST, idx), now() + 60)
+        verifier.hear_revoked(StatusReference(LIST + "0", idx), now() + 60)
+    assert len(verifier._revocations._overlay) <= 10
+
+
+async def test_lists_are_bounded_and_those_nobody_names_are_let_go(
+    issuer: Issuer, verifier: Verifier, now: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocations_module, "MAX_LISTS", 3)
+    for number in range(10, 15):
+        token = indexed(issuer, 1, f"{ISSUER}/status-lists/{number}", lifetime=80_000)
+        await verifier.verify(token)
+    assert len(verifier.status().lists) == 3
+    first = indexed(issuer, 1, f"{ISSUER}/status-lists/10")
+    await verifier.verify(first)
+    waiter = asyncio.create_task(verifier.wait_revoked(await verifier.verify(first)))
+    await asyncio.sleep(0)
+    now.advance(86_401)
+    await asyncio.sleep(0.05)
+    now.advance(86_401)
+    await until(lambda: list(verifier.status().lists) == [f"{ISSUER}/status-lists/10"])
+    waiter.cancel()
+
+
+async def test_a_cached_token_whose_list_was_let_go_fetches_it_again(issuer: Issuer, verifier: Verifier) -> None:
+    token = indexed(issuer, 1)
+    await verifier.verify(token)
+    verifier._revocations._lists.clear()
+    issuer.revoked = {1}
+    await refused(verifier, token, "revoked")
+
+
+# Waiting for it
+
+
+async def test_wait_revoked_by_the_stream_and_by_the_list(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    first, second, third = [await verifier.verify(indexed(issuer, idx)) for idx in (1, 2, 3)]
+    await connected(verifier)
+    waits = [asyncio.create_task(verifier.wait_revoked(claims)) for claims in (first, first, second, third)]
+    await asyncio.sleep(0.01)
+    issuer.streams[0].revoked(1, exp=int(now()) + 60)
+    await asyncio.wait_for(asyncio.gather(*waits[:2]), 1)
+    issuer.revoked = {2}
+    issuer.streams[0].end()
+    await asyncio.wait_for(waits[2], 1)
+    assert not waits[3].done()
+    waits[3].cancel()
+    await asyncio.wait(waits)
+    assert not verifier._revocations._waiters
+    await asyncio.wait_for(verifier.wait_revoked(first), 1)
+    await asyncio.wait_for(verifier.wait_revoked(second), 1)
+
+
+async def test_two_wait_and_one_gives_up(issuer: Issuer, verifier: Verifier) -> None:
+    claims = await verifier.verify(indexed(issuer, 1))
+    waits = [asyncio.create_task(verifier.wait_revoked(claims)) for _ in range(2)]
+    await asyncio.sleep(0)
+    waits[0].cancel()
+    await asyncio.wait(waits[:1])
+    assert len(verifier._revocations._waiters) == 1
+    # One that gives up in the very moment it is woken.
+    verifier.hear_revoked(StatusReference(LIST, 1), issuer.clock() + 60)
+    waits[1].cancel()
+    await asyncio.sleep(0.01)
+    assert waits[1].cancelled()
+
+
+async def test_an_index_that_is_no_longer_in_the_list_counts_as_revoked(issuer: Issuer, verifier: Verifier) -> None:
+    claims = await verifier.verify(indexed(issuer, 1000))
+    verifier._revocations._lists[LIST].statuses = status_list.StatusList(1, b"")
+    await asyncio.wait_for(verifier.wait_revoked(claims), 1)
+
+
+async def test_a_token_without_status_is_waited_for_in_vain(issuer: Issuer, verifier: Verifier) -> None:
+    claims = await verifier.verify(issuer.token(status=None))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(verifier.wait_revoked(claims), 0.02)
+
+
+def test_waking_a_loop_that_has_ended_is_nothing(issuer: Issuer) -> None:
+    verifier = issuer.kit.verifier()
+    token = issuer.token()
+
+    async def wait() -> None:
+        claims = await verifier.verify(token)
+        reference = claims.status
+        assert reference is not None
+        waiter = asyncio.get_running_loop().create_future()
+        verifier._revocations._waiters[reference] = [waiter]
+
+    asyncio.run(wait())
+    issuer.kit.revoke(token)
+
+
+def test_following_goes_on_in_another_loop(issuer: Issuer) -> None:
+    verifier = issuer.verifier()
+
+    async def once(*, revoked: bool) -> None:
+        if revoked:
+            await refused(verifier, token, "revoked")
+            return
+        await verifier.verify(token)
+        await connected(verifier)
+
+    token = indexed(issuer, 1)
+    asyncio.run(once(revoked=False))
+    issuer.revoked = {1}
+    issuer.clock.advance(250)
+
+    async def again() -> None:
+        await verifier.verify(indexed(issuer, 2))
+        await until(lambda: verifier._revocations._lists[LIST].connection == 2)
+        await refused(verifier, token, "revoked")
+        await verifier.aclose()
+        assert not verifier.status().stream_connected
+
+    asyncio.run(again())
+    asyncio.run(verifier.aclose())
+
+
+# Events
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_events_arrive_in_any_pieces(size: int) -> None:
+    text = (
+        b": comment\nid: 1\nevent: revoked\r\ndata: a\rdata:b\n\n"
+        b"data\n\nid: \x01\nid: 2\n\nretry: 5\nunknown: x\ndata: c\n\n"
+    )
+    reader = EventReader("0")
+    events = [event for start in range(0, len(text), size) for event in reader.feed(text[start : start + size])]
+    assert events == [Event("revoked", "a\nb", "1"), Event("message", "", "1"), Event("message", "c", "2")]
+    assert reader.last_id == "2"
+
+
+@pytest.mark.parametrize(
+    "parts", [[b"data: " + b"x" * 70_000], [b"data: xxxxxxxxxx\n"] * 7000, [b"data: \xff\n"], [b"x" * 40_000] * 2]
+)
+def test_events_that_are_too_long_or_not_text_end_the_stream(parts: list[bytes]) -> None:
+    reader = EventReader()
+    with pytest.raises(ValueError):
+        _ = [reader.feed(part) for part in parts]

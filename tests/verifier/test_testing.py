@@ -1,0 +1,99 @@
+"""The test kit that downstream services use, and that the package stands alone."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from identity_service.verifier import TokenRejected
+from identity_service.verifier.testing import TestIssuer
+
+pytest_plugins = ["identity_service.verifier.testing"]
+ROOT = Path(__file__).parents[2]
+
+
+async def test_the_fixture(token_issuer: TestIssuer) -> None:
+    verifier = token_issuer.verifier()
+    token = token_issuer.token("alice", scope=["a", "b"], role="admin")
+    claims = await verifier.verify(token)
+    assert (claims.subject, claims.scopes, claims.roles) == ("alice", ("a", "b"), ("admin",))
+    with pytest.raises(TokenRejected, match="expired"):
+        await verifier.verify(token_issuer.token(expired=True))
+
+
+async def test_a_revocation_reaches_every_verifier_early_or_late(token_issuer: TestIssuer) -> None:
+    early = token_issuer.verifier()
+    token = token_issuer.token()
+    await early.verify(token)
+    token_issuer.revoke(token)
+    for verifier in (early, token_issuer.verifier()):
+        with pytest.raises(TokenRejected, match="revoked"):
+            await verifier.verify(token)
+
+
+async def test_several_audiences() -> None:
+    issuer = TestIssuer(audience=("orders", "billing"))
+    assert (await issuer.verifier(audience="billing").verify(issuer.token())).audience == ("orders", "billing")
+
+
+async def test_following_is_possible_and_finds_no_lists(token_issuer: TestIssuer) -> None:
+    async with token_issuer.verifier(follow_revocations=True) as verifier:
+        assert await verifier.verify(token_issuer.token())
+
+
+def test_nothing_of_the_server_is_imported() -> None:
+    """In a fresh interpreter, because this one has everything."""
+    program = (
+        "import sys, identity_service.verifier, identity_service.verifier.testing\n"
+        "names = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert not names & {'fastapi', 'starlette', 'pydantic', 'asyncpg', 'argon2', 'sqlalchemy', 'typer'}, names\n"
+        "ours = {name for name in sys.modules if name.startswith('identity_service.')}\n"
+        "assert all(name.startswith('identity_service.verifier') for name in ours), ours\n"
+        # Nor pytest, unless the test kit is asked for where it is installed.
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+PROGRAM = """
+import asyncio
+from importlib.util import find_spec
+from identity_service.verifier import TokenRejected
+from identity_service.verifier.testing import TestIssuer
+
+for absent in ("asyncpg", "fastapi", "argon2", "pydantic", "sqlalchemy", "pytest"):
+    assert find_spec(absent) is None, absent
+issuer = TestIssuer(audience="orders")
+token = issuer.token(scope="a")
+verifier = issuer.verifier()
+print(asyncio.run(verifier.verify(token)).scopes)
+issuer.revoke(token)
+try:
+    asyncio.run(verifier.verify(token))
+except TokenRejected as error:
+    print(error.reason)
+"""
+
+
+def test_the_wheel_alone_verifies(tmp_path: Path) -> None:
+    """Built, installed without extras into an empty environment, and used there."""
+    pytest.importorskip("hatchling")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "env", with_pip=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "--timeout", "10"]
+    probe = subprocess.run(
+        [*pip, "download", "-q", "--no-deps", "-d", str(tmp_path / "probe"), "pyjwt"], check=False, capture_output=True
+    )
+    if probe.returncode:
+        pytest.skip("no package index can be reached, and an empty environment has nothing to install from")
+    subprocess.run([*pip, "install", "-q", str(wheel)], check=True)
+    done = subprocess.run([python, "-c", PROGRAM], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split("\n") == ["('a',)", "revoked", ""]

@@ -1,0 +1,316 @@
+"""Status lists and their events: what was revoked, for whoever verifies tokens elsewhere (TSL-1 to TSL-6)."""
+
+import asyncio
+import json
+import zlib
+from base64 import urlsafe_b64decode
+from datetime import timedelta
+from typing import Any, Self
+
+import jwt
+import pytest
+
+from identity_service.revocation.feed import FOLLOWER_QUEUE
+from tests.conftest import ISSUER, START, Api, StartApi, bearer
+
+
+def status_of(tokens: dict[str, str]) -> dict[str, Any]:
+    claims = jwt.decode(tokens["access_token"], options={"verify_signature": False})
+    assert claims["status"].keys() == {"status_list"}
+    reference: dict[str, Any] = claims["status"]["status_list"]
+    assert reference.keys() == {"idx", "uri"}
+    return reference
+
+
+async def read_list(api: Api, number: int = 0) -> tuple[dict[str, Any], bytes]:
+    """Fetch a list as a stock client would, and return its claims and its bits."""
+    answer = await api.http.get(f"/status-lists/{number}")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/statuslist+jwt"
+    header = jwt.get_unverified_header(answer.text)
+    keys = jwt.PyJWKSet.from_dict((await api.http.get("/.well-known/jwks.json")).json())
+    assert header == {"alg": "RS256", "typ": "statuslist+jwt", "kid": header["kid"]}
+    options: Any = {"verify_exp": False, "verify_iat": False}
+    claims = jwt.decode(answer.text, keys[header["kid"]], algorithms=["RS256"], options=options)
+    encoded = claims["status_list"]["lst"]
+    return claims, zlib.decompress(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+
+
+def bit(bits: bytes, reference: dict[str, Any]) -> int:
+    index: int = reference["idx"]
+    return bits[index >> 3] >> (index & 7) & 1
+
+
+async def heard(api: Api) -> None:
+    await api.runtime.revocations.look(api.clock())
+
+
+async def test_a_token_names_its_entry_and_the_list_says_valid(api, alice):
+    reference = status_of(await alice.log_in())
+    assert reference["uri"] == f"{ISSUER}/status-lists/0"
+    claims, bits = await read_list(api)
+    assert claims["sub"] == reference["uri"]
+    assert claims["iss"] == ISSUER
+    assert claims["status_list"]["bits"] == 1
+    assert claims["iat"] == int(START.timestamp())
+    assert claims["exp"] > claims["iat"]
+    assert claims["ttl"] > 0
+    assert len(bits) == 2**20 // 8
+    assert bit(bits, reference) == 0
+
+
+async def test_a_session_keeps_its_entry_and_no_two_share_one(api, alice, bob):
+    first, second, third = await alice.log_in(), await alice.log_in(), await bob.log_in()
+    renewed = (await api.refresh(first["refresh_token"])).json()
+    assert status_of(renewed) == status_of(first)
+    assert len({status_of(tokens)["idx"] for tokens in (first, second, third)}) == 3
+
+
+async def revoke(api, alice, tokens):
+    await api.http.post("/revoke", data={"token": tokens["refresh_token"]})
+
+
+async def replay(api, alice, tokens):
+    second = (await api.refresh(tokens["refresh_token"])).json()
+    await api.refresh(second["refresh_token"])
+    await api.refresh(tokens["refresh_token"])
+
+
+async def change_password_elsewhere(api, alice, tokens):
+    other = await alice.log_in()
+    body = {"current_password": alice.password, "new_password": "wise old owls never sleep"}
+    api.clock.advance(seconds=1)
+    await api.http.put("/users/me/password", json=body, headers=bearer(other["access_token"]))
+
+
+async def delete_account(api, alice, tokens):
+    body = {"current_password": alice.password}
+    await api.http.request("DELETE", "/users/me", json=body, headers=bearer(tokens["access_token"]))
+
+
+@pytest.mark.parametrize("end", [revoke, replay, change_password_elsewhere, delete_account])
+async def test_whatever_ends_a_session_sets_its_bit_and_no_other(api, alice, bob, end):
+    others = [status_of(await bob.log_in()) for _ in range(3)]
+    tokens = await alice.log_in()
+    await end(api, alice, tokens)
+    await heard(api)
+    _, bits = await read_list(api)
+    assert bit(bits, status_of(tokens)) == 1
+    assert [bit(bits, other) for other in others] == [0, 0, 0]
+    assert sum(byte.bit_count() for byte in bits) == 1
+
+
+async def test_a_replica_hears_of_it_within_a_second(alice, api, start_api: StartApi):
+    tokens = await alice.log_in()
+    async with start_api() as replica:
+        await heard(replica)
+        await revoke(api, alice, tokens)
+        deadline = asyncio.get_running_loop().time() + 1
+        while bit((await read_list(replica))[1], status_of(tokens)) == 0:
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.02)
+
+
+async def test_a_service_that_starts_knows_what_was_revoked_before(alice, api, start_api: StartApi):
+    tokens = await alice.log_in()
+    await revoke(api, alice, tokens)
+    async with start_api() as restarted:
+        await heard(restarted)
+        assert bit((await read_list(restarted))[1], status_of(tokens)) == 1
+
+
+async def test_an_entry_is_forgotten_when_no_token_can_name_it(api, alice, clock):
+    await revoke(api, alice, await alice.log_in())
+    await heard(api)
+    clock.advance(seconds=659)
+    api.runtime.revocations.forget_expired(clock())
+    assert sum((await read_list(api))[1]) != 0
+    clock.advance(seconds=1)
+    api.runtime.revocations.forget_expired(clock())
+    assert sum((await read_list(api))[1]) == 0
+
+
+async def test_a_list_is_served_from_memory_until_something_changes(api, alice, clock):
+    await heard(api)
+    first = await api.http.get("/status-lists/0")
+    clock.advance(minutes=5)
+    second = await api.http.get("/status-lists/0", headers={"If-None-Match": first.headers["etag"]})
+    assert (second.status_code, second.content) == (304, b"")
+    assert second.headers["etag"] == first.headers["etag"]
+    await revoke(api, alice, await alice.log_in())
+    await heard(api)
+    third = await api.http.get("/status-lists/0", headers={"If-None-Match": first.headers["etag"]})
+    assert third.status_code == 200
+    assert third.headers["cache-control"] == "public, max-age=15"
+    assert third.headers["access-control-allow-origin"] == "*"
+
+
+async def test_a_list_is_signed_anew_long_before_it_expires(api, clock):
+    await heard(api)
+    before, _ = await read_list(api)
+    clock.advance(hours=12)
+    after, _ = await read_list(api)
+    assert after["iat"] == int(clock().timestamp())
+    assert after["exp"] > before["exp"]
+
+
+async def test_a_list_is_signed_anew_when_the_key_changes(api, clock):
+    await heard(api)
+    before = jwt.get_unverified_header((await api.http.get("/status-lists/0")).text)["kid"]
+    clock.advance(hours=1)
+    api.keys.folder.rotate(requested_at=clock(), now=clock(), publish_window=timedelta(0), at_once=True)
+    api.keys.tend(clock())
+    assert jwt.get_unverified_header((await api.http.get("/status-lists/0")).text)["kid"] != before
+
+
+async def test_many_who_ask_at_once_cause_one_rendering(api):
+    await heard(api)
+    answers = await asyncio.gather(*(api.http.get("/status-lists/0") for _ in range(20)))
+    assert len({answer.headers["etag"] for answer in answers}) == 1
+
+
+async def test_the_aggregation_lists_every_list_that_tokens_may_name(api, alice):
+    await alice.log_in()
+    answer = await api.http.get("/status-lists")
+    assert answer.json() == {"status_lists": [f"{ISSUER}/status-lists/0"]}
+    metadata = (await api.http.get("/.well-known/oauth-authorization-server")).json()
+    assert metadata["status_list_aggregation_endpoint"] == f"{ISSUER}/status-lists"
+
+
+async def test_lists_go_on_where_the_first_is_full(api, alice):
+    before = await api.scalar("SELECT last_value FROM status_index_seq")
+    await api.scalar("SELECT setval('status_index_seq', 1048575)")
+    try:
+        reference = status_of(await alice.log_in())
+        assert reference["uri"] == f"{ISSUER}/status-lists/1"
+        await heard(api)
+        await read_list(api, 1)
+        assert (await api.http.get("/status-lists")).json()["status_lists"] == [reference["uri"]]
+    finally:
+        await api.scalar("SELECT setval('status_index_seq', $1)", before)
+
+
+@pytest.mark.parametrize("number", ["1", "-1", "01", "x", "99999999999", "0.0", "%30x", "..%2f0", "%D9%A0", "0%00"])
+async def test_a_list_that_does_not_exist_is_not_found(api, number):
+    answer = await api.http.get(f"/status-lists/{number}")
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "not_found"
+
+
+async def test_the_past_is_not_kept(api):
+    answer = await api.http.get("/status-lists/0?time=1686925000")
+    assert (answer.status_code, answer.json()["code"]) == (400, "time_not_supported")
+
+
+class Stream:
+    """Reads server-sent events from the application, as a client does."""
+
+    def __init__(self, api: Api, last_event_id: str | None = None) -> None:
+        self.headers = [(b"host", b"id.example.com")]
+        if last_event_id is not None:
+            self.headers.append((b"last-event-id", last_event_id.encode()))
+        self.app = api.app
+        self.chunks: asyncio.Queue[bytes] = asyncio.Queue()
+        self.start: dict[str, Any] = {}
+        self.task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        scope = {
+            "type": "http", "method": "GET", "path": "/status-lists/events", "raw_path": b"/status-lists/events",
+            "query_string": b"", "headers": self.headers, "client": ("127.0.0.1", 1), "server": ("x", 1),
+            "scheme": "https", "root_path": "", "http_version": "1.1", "asgi": {"version": "3.0"},
+        }  # fmt: skip
+        gone = asyncio.Event()
+
+        async def receive() -> Any:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.start = message
+            else:
+                self.chunks.put_nowait(message.get("body", b""))
+
+        self.task = asyncio.create_task(self.app(scope, receive, send))
+        assert (await self.chunk()).startswith(b":")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self.task is not None
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def chunk(self, within: float = 3) -> bytes:
+        return await asyncio.wait_for(self.chunks.get(), within)
+
+    async def event(self) -> tuple[str, dict[str, Any]]:
+        lines = (await self.chunk()).decode().strip().split("\n")
+        fields = dict(line.split(": ", 1) for line in lines)
+        assert fields["event"] == "revoked"
+        return fields["id"], json.loads(fields["data"])
+
+
+async def test_an_event_tells_of_a_revocation_at_once(api, alice):
+    tokens = await alice.log_in()
+    async with Stream(api) as stream:
+        headers = dict(stream.start["headers"])
+        assert headers[b"content-type"].startswith(b"text/event-stream")
+        assert headers[b"cache-control"] == b"no-store"
+        await revoke(api, alice, tokens)
+        _, data = await stream.event()
+    assert data == {**status_of(tokens), "exp": int((START + timedelta(seconds=660)).timestamp())}
+
+
+async def test_a_stream_resumes_after_its_last_event(api, alice):
+    first, second = await alice.log_in(), await alice.log_in()
+    async with Stream(api) as stream:
+        await revoke(api, alice, first)
+        last, _ = await stream.event()
+    await revoke(api, alice, second)
+    await heard(api)
+    async with Stream(api, last) as stream:
+        told = [(await stream.event())[1]["idx"] for _ in range(2)]
+    assert status_of(second)["idx"] in told
+
+
+@pytest.mark.parametrize("unknown", ["", "x", "1" * 30, "-5"])
+async def test_an_id_that_is_none_of_ours_is_ignored(api, alice, unknown):
+    await revoke(api, alice, await alice.log_in())
+    await heard(api)
+    async with Stream(api, unknown) as stream:
+        with pytest.raises(TimeoutError):
+            await stream.chunk(0.2)
+
+
+async def test_silence_is_broken_by_comments(api, monkeypatch):
+    monkeypatch.setattr("identity_service.web.status_lists.HEARTBEAT_SECONDS", 0.05)
+    async with Stream(api) as stream:
+        assert await stream.chunk() == b": still here\n\n"
+
+
+async def test_a_service_that_stops_ends_its_streams(api):
+    async with Stream(api) as stream:
+        api.runtime.revocations.close()
+        assert await stream.chunk() == b""
+    async with Stream(api) as late:
+        assert await late.chunk() == b""
+
+
+async def test_a_follower_that_does_not_keep_up_is_let_go(api, alice):
+    """Its queue is bounded; what it missed is in the list."""
+    with api.runtime.revocations.follow() as follower:
+        for _ in range(FOLLOWER_QUEUE):
+            follower.tell(None)
+        await revoke(api, alice, await alice.log_in())
+        await heard(api)
+        assert await follower.next(within=1) is None
+
+
+async def test_nothing_is_said_before_the_table_was_read(api):
+    """F76: a list that is empty because nobody looked would call every revoked token valid."""
+    await heard(api)
+    api.runtime.revocations._looks = 0
+    answer = await api.http.get("/status-lists/0")
+    assert (answer.status_code, answer.json()["code"]) == (503, "temporarily_unavailable")
+    assert answer.headers["retry-after"]
