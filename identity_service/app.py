@@ -60,6 +60,8 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, now)
                 app.state.runtime = runtime
                 _stop_gently(app, runtime)
+                with suppress(DatabaseUnavailable):  # then it is the first thing done when the database is there
+                    await revocations.look(now())
                 heard = asyncio.Event()
                 tending = _repeating(KEYRING_POLL_SECONDS, lambda: _tend_keys(runtime))
                 pruning = _repeating(PRUNE_SECONDS, lambda: _prune(runtime))

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -27,6 +26,7 @@ from pydantic import (
 )
 
 from identity_service.errors import ConfigurationError
+from identity_service.verifier.addresses import is_loopback
 
 PREFIX = "IDENTITY_"
 UNPREFIXED = {"database_url": "DATABASE_URL"}
@@ -79,7 +79,8 @@ class Settings(BaseModel):
     key_rotation_period: Window = timedelta(days=90)
 
     audience: Words = ("api",)
-    access_lifetime: Lifetime = timedelta(seconds=600)
+    # What lives longer is refused by `verifier.claims`.
+    access_lifetime: Annotated[Lifetime, Field(le=timedelta(days=1))] = timedelta(seconds=600)
     refresh_lifetime: Lifetime = timedelta(days=14)
     session_lifetime: Lifetime = timedelta(days=30)
     refresh_retry_window: Window = timedelta(seconds=30)
@@ -168,15 +169,6 @@ class Settings(BaseModel):
         if self.refresh_retry_window >= self.session_lifetime:
             raise ValueError("IDENTITY_REFRESH_RETRY_WINDOW must be shorter than IDENTITY_SESSION_LIFETIME")
         return self
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_origin(value: str) -> bool:

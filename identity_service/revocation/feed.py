@@ -1,6 +1,7 @@
 """What any replica has revoked, as one process holds it: read from the table, handed to whoever follows.
 
-The table is the truth and is looked at every half second; a notification only makes the next look come sooner.
+The table is the truth and is looked at every half second; a notification only makes the next look come sooner. While
+the table cannot be looked at, nothing is vouched for: lists are refused and streams end, and verifiers go by their age.
 """
 
 import asyncio
@@ -15,8 +16,17 @@ from identity_service.revocation.indexes import position
 OVERLAP = timedelta(seconds=60)
 """How much later than it was written a revocation may be committed, and how far two database servers may disagree."""
 
+SHORT_OVERLAP = timedelta(seconds=2)
+"""What most looks read again; enough for all but a commit that had to wait."""
+
+LOOKS_PER_LONG_ONE = 10
 LOOKS_PER_FULL_ONE = 600
+VOUCHED_SECONDS = 10.0
+"""For how long a look is good; longer than two of them and a reconnection take, far shorter than a list's `ttl`."""
+
 FOLLOWER_QUEUE = 1000
+MAX_FOLLOWERS = 2000
+"""Streams of one process. Anyone may open one, and each costs a connection and some kilobytes."""
 
 
 class Follower:
@@ -56,13 +66,21 @@ class RevocationFeed:
         self._followers: set[Follower] = set()
         self._seen_at: datetime | None = None
         self._looks = 0
+        self._looked_at = float("-inf")
         self._closed = False
         self.versions: dict[int, int] = {}
+        self.first_list = self.last_list = 0
+        """The lists that a living session may have its index in."""
 
     @property
-    def loaded(self) -> bool:
-        """Whether the table has been read at all; before that, nothing may be said about any token."""
-        return self._looks > 0
+    def is_current(self) -> bool:
+        """Whether the table was read a moment ago; otherwise nothing may be said about any token."""
+        return asyncio.get_running_loop().time() - self._looked_at < VOUCHED_SECONDS
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many follow as one process serves."""
+        return len(self._followers) >= MAX_FOLLOWERS
 
     async def look(self, now: datetime) -> None:
         """Take up what has been revoked since the last look, now and then all of it.
@@ -70,10 +88,16 @@ class RevocationFeed:
         Raises:
             DatabaseUnavailable: what is held stays in force.
         """
+        began_at = asyncio.get_running_loop().time()
         since = self._seen_at if self._looks % LOOKS_PER_FULL_ONE else None
+        is_long = self._looks % LOOKS_PER_LONG_ONE == 0
         async with self._database.connection() as db:
-            found = await store.list_since(db, since, overlap=OVERLAP, now=now)
+            found = await store.list_since(db, since, overlap=OVERLAP if is_long else SHORT_OVERLAP, now=now)
+            if is_long:
+                first, last = await store.index_range(db)
+                self.first_list, self.last_list = position(first).list_number, position(last).list_number
         self._looks += 1
+        self._looked_at = began_at
         for revoked in found:
             self._take_up(revoked)
 

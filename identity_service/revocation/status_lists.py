@@ -61,10 +61,10 @@ class StatusLists:
 
         Raises:
             KeysUnavailable: no key may sign.
-            DatabaseUnavailable: it is not known yet what has been revoked.
+            DatabaseUnavailable: it is not known at this moment what has been revoked.
         """
-        if not self._feed.loaded:
-            raise DatabaseUnavailable(detail="the revoked entries have not been read yet")
+        if not self._feed.is_current:
+            raise DatabaseUnavailable(detail="what has been revoked cannot be read")
         key = self._keys.current.signer(now)
         if document := self._current(list_number, key, now):
             return document

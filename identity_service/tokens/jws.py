@@ -16,8 +16,8 @@ from jwt.algorithms import RSAAlgorithm
 from identity_service.errors import TokenRejected
 from identity_service.signing.jwks import base64url
 from identity_service.signing.keyring import Key, Keyring
-from identity_service.verifier import TokenRejected as VerifierRejected
 from identity_service.verifier import jws as envelope
+from identity_service.verifier.rejection import TokenRejected as VerifierRejected
 
 LEEWAY = timedelta(seconds=30)
 """How far in the future `iat` may lie when another replica signed."""
@@ -34,10 +34,8 @@ def sign(key: Key, typ: str, claims: Mapping[str, Any]) -> str:
     return f"{signing_input}.{base64url(_RS256.sign(signing_input.encode(), key.private))}"
 
 
-def verify(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) -> dict[str, Any]:
-    """Return the claims of a token that this issuer signed as this type.
-
-    Neither times nor any other claim have been looked at.
+def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) -> bytes:
+    """Return the payload of a token that this issuer signed as this type. What it claims has not been looked at.
 
     Raises:
         TokenRejected: with reason malformed, wrong_algorithm, wrong_type, unknown_key or bad_signature.
@@ -54,9 +52,22 @@ def verify(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) 
         if not _RS256.verify(unverified.signing_input, public, unverified.signature):
             raise TokenRejected("bad_signature")
         envelope.remember(_known_headers, unverified)
-        return envelope.parse_object(unverified.payload())
+        return unverified.payload()
     except UnicodeEncodeError:
         raise TokenRejected("malformed") from None
+    except VerifierRejected as error:
+        raise TokenRejected(error.reason, error.detail) from None
+
+
+def verify(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) -> dict[str, Any]:
+    """Return the claims of a token as `open_envelope` does, read but not judged.
+
+    Raises:
+        TokenRejected: as there.
+    """
+    payload = open_envelope(unverified_token, typ, keyring, now=now)
+    try:
+        return envelope.parse_object(payload)
     except VerifierRejected as error:
         raise TokenRejected(error.reason, error.detail) from None
 

@@ -9,8 +9,27 @@ dependency for FastAPI applications, `testing` an issuer in memory for their tes
 imported from here: `pip install identity-service` without extras is all that this package needs.
 """
 
-from identity_service.verifier.claims import Claims
-from identity_service.verifier.rejection import TokenRejected
-from identity_service.verifier.verification import Verifier, VerifierStatus
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from identity_service.verifier.claims import Claims
+    from identity_service.verifier.rejection import TokenRejected
+    from identity_service.verifier.verification import Verifier, VerifierStatus
 
 __all__ = ["Claims", "TokenRejected", "Verifier", "VerifierStatus"]
+
+_MODULES = {
+    "Claims": "claims",
+    "TokenRejected": "rejection",
+    "Verifier": "verification",
+    "VerifierStatus": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use (PEP 562): the service itself needs `jws` and `claims`, but no HTTP client."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -11,9 +11,10 @@ from typing import Self
 import httpx2
 
 from identity_service.verifier import jws
+from identity_service.verifier.addresses import check_url, is_loopback_url
 from identity_service.verifier.cache import TokenCache
 from identity_service.verifier.claims import MAXIMUM_LIFETIME, Claims, ClaimsReader, StatusReference
-from identity_service.verifier.http import Border, check_url, is_loopback_url
+from identity_service.verifier.http import Border
 from identity_service.verifier.jws import MAX_LENGTH
 from identity_service.verifier.keys import Keys
 from identity_service.verifier.rejection import TokenRejected

@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from identity_service.revocation import RevokedIndex, store
-from identity_service.revocation.indexes import position
-from identity_service.revocation.status_lists import TIME_TO_LIVE
+from identity_service.errors import DatabaseUnavailable
+from identity_service.revocation import RevokedIndex
+from identity_service.revocation.status_lists import TIME_TO_LIVE, StatusLists
 from identity_service.runtime import Runtime
 from identity_service.web.dependencies import public, runtime_of
 from identity_service.web.metadata import FOR_EVERYONE, not_modified
@@ -33,8 +34,8 @@ _CACHING = f"public, max-age={int(TIME_TO_LIVE.total_seconds())}"
 async def lists(request: Request) -> JSONResponse:
     """The lists that tokens may name today."""
     runtime = runtime_of(request)
-    first, last = await _numbers(runtime)
-    uris = [runtime.status_lists.uri(number) for number in range(first, last + 1)]
+    feed = runtime.revocations
+    uris = [runtime.status_lists.uri(number) for number in range(feed.first_list, feed.last_list + 1)]
     return JSONResponse({"status_lists": uris}, headers={"Cache-Control": _CACHING, **FOR_EVERYONE})
 
 
@@ -43,9 +44,13 @@ async def lists(request: Request) -> JSONResponse:
 async def events(request: Request) -> StreamingResponse:
     """Every revocation as it happens, as server-sent events; `Last-Event-ID` resumes without a gap."""
     runtime = runtime_of(request)
+    if not runtime.revocations.is_current or runtime.revocations.is_full:
+        raise DatabaseUnavailable(detail="what has been revoked cannot be read, or too many follow")
     since = _moment(request.headers.get("last-event-id", ""))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **FOR_EVERYONE}
-    return StreamingResponse(_events(runtime, since), media_type="text/event-stream", headers=headers)
+    # HEAD has no body, so there is nothing to wait for.
+    told = iter(()) if request.scope["identity.method"] == "HEAD" else _events(runtime, since)
+    return StreamingResponse(told, media_type="text/event-stream", headers=headers)
 
 
 @router.get("/status-lists/{number}")
@@ -55,7 +60,8 @@ async def status_list(request: Request, number: str) -> Response:
     runtime = runtime_of(request)
     if "time" in request.query_params:
         raise BadRequest(400, "time_not_supported", "Lists of the past are not kept.")
-    if not _NUMBER.fullmatch(number) or int(number) > (await _numbers(runtime))[1]:
+    # The next list is there before the first session gets an index in it, on whichever replica that is.
+    if not _NUMBER.fullmatch(number) or int(number) > runtime.revocations.last_list + 1:
         raise BadRequest(404, "not_found", "There is no such status list.")
     document = await runtime.status_lists.document(int(number), runtime.now())
     headers = {"Cache-Control": _CACHING, "ETag": document.etag, **FOR_EVERYONE}
@@ -64,20 +70,14 @@ async def status_list(request: Request, number: str) -> Response:
     return Response(document.body, headers=headers, media_type="application/statuslist+jwt")
 
 
-async def _numbers(runtime: Runtime) -> tuple[int, int]:
-    """Return the first and the last list that a token may name."""
-    async with runtime.database.connection() as db:
-        first, last = await store.index_range(db)
-    return position(first).list_number, position(last).list_number
-
-
 async def _events(runtime: Runtime, since: datetime | None) -> AsyncIterator[str]:
+    """Speak for as long as we know what there is to say."""
     with runtime.revocations.follow() as follower:
         yield ": follow\n\n"
         if since is not None:
             for revoked in runtime.revocations.recorded_since(since):
-                yield _event(runtime, revoked)
-        while True:
+                yield _event(runtime.status_lists, revoked)
+        while runtime.revocations.is_current:
             try:
                 revoked_now = await follower.next(within=HEARTBEAT_SECONDS)
             except TimeoutError:
@@ -85,11 +85,13 @@ async def _events(runtime: Runtime, since: datetime | None) -> AsyncIterator[str
                 continue
             if revoked_now is None:
                 return
-            yield _event(runtime, revoked_now)
+            yield _event(runtime.status_lists, revoked_now)
 
 
-def _event(runtime: Runtime, revoked: RevokedIndex) -> str:
-    reference = runtime.status_lists.reference(revoked.status_index)
+@lru_cache(maxsize=1024)
+def _event(status_lists: StatusLists, revoked: RevokedIndex) -> str:
+    """Write an event once for all who follow."""
+    reference = status_lists.reference(revoked.status_index)
     data = {"uri": reference.uri, "idx": reference.index, "exp": int(revoked.expires_at.timestamp())}
     number = (revoked.recorded_at - _EPOCH) // timedelta(microseconds=1)
     return f"event: revoked\nid: {number}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

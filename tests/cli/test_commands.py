@@ -144,8 +144,8 @@ def test_config_show_masks_the_password_of_the_database(command: Command):
 
 def test_migrate_says_what_it_did(command: Command, new_database):
     url = new_database("by_command")
-    assert command("migrate", DATABASE_URL=url).out == "Migrated the schema from nothing to 0001.\n"
-    assert command("migrate", DATABASE_URL=url).out == "The schema is up to date (0001).\n"
+    assert command("migrate", DATABASE_URL=url).out == "Migrated the schema from nothing to 0002.\n"
+    assert command("migrate", DATABASE_URL=url).out == "The schema is up to date (0002).\n"
 
 
 def test_a_command_without_a_database_exits_with_five(command: Command, tmp_path):

@@ -22,11 +22,12 @@ FROM_OUR_PAGE = {"Origin": ISSUER, "Content-Type": "application/json"}
 
 @dataclass
 class Login:
-    """A session with one good token of every kind."""
+    """A session with one good token of every kind, the session's own status list among them."""
 
     api: Api
     access: str
     refresh: str
+    status_list: str
 
     async def is_alive(self) -> bool:
         return (await self.api.me(self.access)).status_code == 200
@@ -49,6 +50,7 @@ def _resigned(login: Login, typ: str, claims_of: str) -> str:
 KINDS: dict[str, Callable[[Login], str]] = {
     "at+jwt": lambda login: login.access,
     "rt+jwt": lambda login: login.refresh,
+    "statuslist+jwt": lambda login: login.status_list,
 }
 IMPOSTORS: dict[str, Callable[[Login], str]] = {
     "at+jwt over a refresh token's claims": lambda login: _resigned(login, "at+jwt", login.refresh),
@@ -140,13 +142,15 @@ DESIGNED: dict[str, set[Acceptor]] = {
         in_the_cookie_at_logout,
         at_the_revocation_endpoint,
     },
+    "statuslist+jwt": set(),
 }
 
 
 @pytest.fixture
 async def login(api, alice) -> Login:
     tokens = await alice.log_in()
-    return Login(api, tokens["access_token"], tokens["refresh_token"])
+    status_list = (await api.http.get("/status-lists/0")).text
+    return Login(api, tokens["access_token"], tokens["refresh_token"], status_list)
 
 
 @pytest.mark.parametrize("acceptor", ACCEPTORS)

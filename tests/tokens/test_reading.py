@@ -1,4 +1,4 @@
-"""The service reads its own tokens through the verifier's envelope, pins more than it, and speaks its own errors."""
+"""The service reads its own tokens as the verifier does, pins more than it, and speaks its own errors."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -70,13 +70,16 @@ def stranger(_good: str) -> str:
         (lambda good: token("application/at+jwt", ACCESS), "wrong_type"),
         (lambda good: token("at+jwt", ACCESS, iss="x"), "wrong_issuer"),
         (lambda good: token("at+jwt", ACCESS, aud=["api"]), "wrong_audience"),
-        (lambda good: token("at+jwt", ACCESS, aud=ISSUER), "missing_claim"),
-        (lambda good: token("at+jwt", ACCESS, exp=NOW), "expired"),
+        (lambda good: token("at+jwt", ACCESS, aud=ISSUER), "wrong_audience"),
+        (lambda good: token("at+jwt", ACCESS, iat=NOW - 600, exp=NOW), "expired"),
         (lambda good: token("at+jwt", ACCESS, iat=NOW + 31), "not_yet_valid"),
         (lambda good: token("at+jwt", ACCESS, iat=True), "missing_claim"),
         (lambda good: token("at+jwt", ACCESS, scope=None), "missing_claim"),
         (lambda good: token("at+jwt", ACCESS, jti=""), "missing_claim"),
         (lambda good: token("at+jwt", ACCESS, sub="alice"), "missing_claim"),
+        (lambda good: token("at+jwt", ACCESS, roles=None), "missing_claim"),
+        (lambda good: token("at+jwt", ACCESS, exp=NOW + 86_401), "malformed"),
+        (lambda good: jws.sign(RING.signer(START), "at+jwt", {**ACCESS, "sid": 7}), "missing_claim"),
     ],
 )
 def test_an_access_token_is_refused(wrong: Callable[[str], str], reason: str) -> None:

@@ -20,3 +20,7 @@ def seen(answer: httpx2.Response) -> Seen:
     if body.get("request_id") == answer.headers["x-request-id"]:
         del body["request_id"]
     return answer.status_code, answer.headers["content-type"], body
+
+
+ENDLESS = "/status-lists/events"
+"""A client in memory waits for the end of an answer, and here it would for ever: ask with HEAD."""

@@ -247,6 +247,9 @@ async def test_the_description_names_every_route_and_what_each_asks_for(api):
         ("GET", "/readyz"),
         ("GET", "/.well-known/jwks.json"),
         ("GET", "/.well-known/oauth-authorization-server"),
+        ("GET", "/status-lists"),
+        ("GET", "/status-lists/{number}"),
+        ("GET", "/status-lists/events"),
     }
     identifiers = [operation["operationId"] for operation in operations.values()]
     assert len(set(identifiers)) == len(identifiers)

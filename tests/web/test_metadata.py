@@ -235,6 +235,7 @@ async def test_the_metadata_says_what_is_offered_and_where(api):
         "token_endpoint": f"{ISSUER}/token",
         "jwks_uri": f"{ISSUER}/.well-known/jwks.json",
         "revocation_endpoint": f"{ISSUER}/revoke",
+        "status_list_aggregation_endpoint": f"{ISSUER}/status-lists",
         "grant_types_supported": ["password", "refresh_token"],
         "response_types_supported": [],
         "scopes_supported": ["identity:admin"],
@@ -260,7 +261,7 @@ async def test_every_address_in_the_metadata_and_at_the_root_answers(api):
         for value in document.values()
         if isinstance(value, str) and value.startswith("http")
     }
-    assert len(addresses) == 6
+    assert len(addresses) == 7
     for address in addresses:
         assert address == ISSUER or address.startswith(f"{ISSUER}/")
         answer = await api.http.get(address)

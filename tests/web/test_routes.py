@@ -17,6 +17,7 @@ from identity_service.errors import IdentityError
 from identity_service.web import oauth, problems
 from identity_service.web.dependencies import PUBLIC, public, signed_in
 from tests.conftest import PASSWORD, Account, Api, bearer
+from tests.web.answers import ENDLESS
 
 APP = "https://app.example.com"
 SAFE = {"GET", "HEAD"}
@@ -112,7 +113,8 @@ async def test_nothing_changes_by_looking_at_it(api, alice):
     looked_at = 0
     for route in routes_of(api.app):
         for method in SAFE & (route.methods or set()):
-            answer = await api.http.request(method, re.sub(r"{\w+}", "x", route.path or ""), headers=headers)
+            asked = "HEAD" if route.path == ENDLESS else method
+            answer = await api.http.request(asked, re.sub(r"{\w+}", "x", route.path or ""), headers=headers)
             assert answer.status_code < 500
             looked_at += 1
     assert looked_at >= 12

@@ -10,8 +10,11 @@ from typing import Any, Self
 import jwt
 import pytest
 
-from identity_service.revocation.feed import FOLLOWER_QUEUE
+from identity_service.revocation import RevokedIndex
+from identity_service.revocation.feed import FOLLOWER_QUEUE, LOOKS_PER_LONG_ONE, VOUCHED_SECONDS
 from tests.conftest import ISSUER, START, Api, StartApi, bearer
+
+SOMETHING = RevokedIndex(0, START, START)
 
 
 def status_of(tokens: dict[str, str]) -> dict[str, Any]:
@@ -185,12 +188,14 @@ async def test_lists_go_on_where_the_first_is_full(api, alice):
         assert reference["uri"] == f"{ISSUER}/status-lists/1"
         await heard(api)
         await read_list(api, 1)
+        api.runtime.revocations._looks = 0  # some looks later
+        await heard(api)
         assert (await api.http.get("/status-lists")).json()["status_lists"] == [reference["uri"]]
     finally:
         await api.scalar("SELECT setval('status_index_seq', $1)", before)
 
 
-@pytest.mark.parametrize("number", ["1", "-1", "01", "x", "99999999999", "0.0", "%30x", "..%2f0", "%D9%A0", "0%00"])
+@pytest.mark.parametrize("number", ["2", "-1", "01", "x", "99999999999", "0.0", "%30x", "..%2f0", "%D9%A0", "0%00"])
 async def test_a_list_that_does_not_exist_is_not_found(api, number):
     answer = await api.http.get(f"/status-lists/{number}")
     assert answer.status_code == 404
@@ -232,6 +237,7 @@ class Stream:
             else:
                 self.chunks.put_nowait(message.get("body", b""))
 
+        await self.app.state.runtime.revocations.look(START)
         self.task = asyncio.create_task(self.app(scope, receive, send))
         assert (await self.chunk()).startswith(b":")
         return self
@@ -307,10 +313,41 @@ async def test_a_follower_that_does_not_keep_up_is_let_go(api, alice):
         assert await follower.next(within=1) is None
 
 
-async def test_nothing_is_said_before_the_table_was_read(api):
+async def test_nothing_is_said_while_the_table_cannot_be_read(api, alice):
     """F76: a list that is empty because nobody looked would call every revoked token valid."""
     await heard(api)
-    api.runtime.revocations._looks = 0
-    answer = await api.http.get("/status-lists/0")
-    assert (answer.status_code, answer.json()["code"]) == (503, "temporarily_unavailable")
-    assert answer.headers["retry-after"]
+    async with Stream(api) as stream:
+        api.runtime.revocations._looked_at -= VOUCHED_SECONDS
+        for path in ("/status-lists/0", "/status-lists/events"):
+            answer = await api.http.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "temporarily_unavailable")
+            assert answer.headers["retry-after"]
+        api.runtime.revocations._followers.pop().tell(SOMETHING)
+        await stream.chunk()
+        assert await stream.chunk() == b""
+
+
+async def test_a_process_serves_no_more_streams_than_it_can_bear(api, monkeypatch):
+    await heard(api)
+    monkeypatch.setattr("identity_service.revocation.feed.MAX_FOLLOWERS", 1)
+    async with Stream(api):
+        assert (await api.http.get("/status-lists/events")).status_code == 503
+        assert (await api.http.get("/status-lists/0")).status_code == 200
+
+
+async def test_a_revocation_that_was_committed_late_is_found_by_a_longer_look(api, alice):
+    """Written long before it could be seen: the short look passes it by, the next long one does not."""
+    tokens = await alice.log_in()
+    await heard(api)
+    await revoke(api, alice, await alice.log_in())
+    await heard(api)
+    async with api.database.connection() as db:
+        await db.execute(
+            "INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at, recorded_at)"
+            " SELECT 'late', status_index, 'logout', now(), $1, clock_timestamp() - interval '30 s'"
+            " FROM sessions WHERE revoked_at IS NULL",
+            START + timedelta(minutes=11),
+        )
+    for _ in range(LOOKS_PER_LONG_ONE):
+        await heard(api)
+    assert bit((await read_list(api))[1], status_of(tokens)) == 1

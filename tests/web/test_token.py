@@ -526,7 +526,10 @@ async def test_an_access_token_claims_exactly_what_the_contract_says(api, alice)
     session_id, token_id = claims.pop("sid"), claims.pop("jti")
     assert str(UUID(session_id)) == session_id
     assert re.fullmatch(r"[A-Za-z0-9_-]{22}", token_id)
-    claims.pop("status", None)
+    status = claims.pop("status")["status_list"]
+    assert status == {"idx": status["idx"], "uri": f"{ISSUER}/status-lists/0"}
+    assert type(status["idx"]) is int
+    assert 0 <= status["idx"] < 1 << 20
     assert claims == {
         "iss": ISSUER,
         "sub": alice.id,
