@@ -70,8 +70,9 @@ def test_the_embedded_postgres_starts_and_stops_with_it(serve: StartService, ope
     assert "make demo" in out
     assert service.process.returncode == 0
     assert not (place / "postmaster.pid").exists()
-    again = serve(without=("DATABASE_URL",), **keys)
-    assert log_in(again)["token_type"] == "Bearer"
+    if number == signal.SIGTERM:
+        again = serve(without=("DATABASE_URL",), **keys)
+        assert log_in(again)["token_type"] == "Bearer"
 
 
 def test_a_kill_never_prevents_the_next_start(serve: StartService, open_folder: Path):

@@ -21,7 +21,7 @@ def claims_of(token: str) -> dict[str, object]:
     return claims
 
 
-async def test_sixty_four_simultaneous_refreshes_share_one_successor_for_fifty_rounds(api, alice):
+async def test_sixty_four_simultaneous_refreshes_share_one_successor_for_twenty_rounds(api, alice):
     """F25: checked and written in one statement, so nobody is logged out and the family never forks."""
     token = (await alice.log_in())["refresh_token"]
 
@@ -29,12 +29,12 @@ async def test_sixty_four_simultaneous_refreshes_share_one_successor_for_fifty_r
         issued = await grants.refresh_token(api.runtime, FIRST_PARTY, unverified_token=unverified_token, scope="")
         return issued.refresh_token
 
-    for _ in range(50):
+    for _ in range(20):
         successors = set(await asyncio.gather(*(refresh(token) for _ in range(64))))
         assert len(successors) == 1
         (token,) = successors
-    assert claims_of(token)["jti"] == f"{claims_of(token)['sid']}.50"
-    assert await api.scalar("SELECT generation FROM sessions") == 50
+    assert claims_of(token)["jti"] == f"{claims_of(token)['sid']}.20"
+    assert await api.scalar("SELECT generation FROM sessions") == 20
 
 
 async def test_sixteen_simultaneous_requests_share_one_successor(api, alice):
