@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
@@ -128,7 +128,6 @@ async def change_password(
     proved_at: datetime,
     keep_session: UUID,
     now: datetime,
-    access_lifetime: timedelta,
 ) -> None:
     """Set another password and end all sessions but one. Call within a transaction.
 
@@ -140,13 +139,11 @@ async def change_password(
     """
     if not await store.update_password(db, user_id, password_hash=password_hash, proved_at=proved_at, now=now):
         raise CurrentPasswordWrong(detail="overtaken by another change")
-    await lifecycle.end_all(
-        db, user_id, keep=keep_session, reason=Reason.PASSWORD_CHANGED, now=now, access_lifetime=access_lifetime
-    )
+    await lifecycle.end_all(db, user_id, keep=keep_session, reason=Reason.PASSWORD_CHANGED, now=now)
     await sessions.keep_after_password_change(db, keep_session, password_changed_at=now)
 
 
-async def disable(db: Connection, username: str, *, now: datetime, access_lifetime: timedelta) -> User:
+async def disable(db: Connection, username: str, *, now: datetime) -> User:
     """Shut an account and end its sessions. Call within a transaction.
 
     Raises:
@@ -155,7 +152,7 @@ async def disable(db: Connection, username: str, *, now: datetime, access_lifeti
     user = await store.set_disabled(db, username, disabled_at=now)
     if user is None:
         raise UserNotFound
-    await lifecycle.end_all(db, user.id, reason=Reason.DISABLED, now=now, access_lifetime=access_lifetime)
+    await lifecycle.end_all(db, user.id, reason=Reason.DISABLED, now=now)
     return user
 
 
@@ -171,7 +168,7 @@ async def enable(db: Connection, username: str) -> User:
     return user
 
 
-async def delete(db: Connection, user_id: UUID, *, now: datetime, access_lifetime: timedelta) -> None:
+async def delete(db: Connection, user_id: UUID, *, now: datetime) -> None:
     """Delete an account with its sessions; its tokens are revoked. Call within a transaction.
 
     Raises:
@@ -180,5 +177,5 @@ async def delete(db: Connection, user_id: UUID, *, now: datetime, access_lifetim
     # The user's row is locked first, as in every change that ends sessions: no two of them can wait for each other.
     if not await store.lock(db, user_id):
         raise UserNotFound
-    await lifecycle.end_all(db, user_id, reason=Reason.DELETED, now=now, access_lifetime=access_lifetime)
+    await lifecycle.end_all(db, user_id, reason=Reason.DELETED, now=now)
     await store.delete(db, user_id)

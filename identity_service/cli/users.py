@@ -76,13 +76,9 @@ def show(username: str, *, as_json: AsJson = False) -> None:
 def disable(username: str, *, as_json: AsJson = False) -> None:
     """Shut an account: its sessions end at once and no login succeeds."""
 
-    async def work(db: Database, settings: Settings) -> User:
+    async def work(db: Database, _: Settings) -> User:
         name = registration.normalise_username(username)
-        return await db.transact(
-            lambda connection: registration.disable(
-                connection, name, now=utc_now(), access_lifetime=settings.access_lifetime
-            )
-        )
+        return await db.transact(lambda connection: registration.disable(connection, name, now=utc_now()))
 
     _show(_with_database(load_settings(), work), as_json=as_json)
 
@@ -102,16 +98,12 @@ def enable(username: str, *, as_json: AsJson = False) -> None:
 def delete(username: str) -> None:
     """Delete an account with its sessions; its tokens are revoked."""
 
-    async def work(db: Database, settings: Settings) -> None:
+    async def work(db: Database, _: Settings) -> None:
         async with db.connection() as connection:
             user = await store.find(connection, registration.normalise_username(username))
         if user is None:
             raise UserNotFound
-        await db.transact(
-            lambda connection: registration.delete(
-                connection, user.id, now=utc_now(), access_lifetime=settings.access_lifetime
-            )
-        )
+        await db.transact(lambda connection: registration.delete(connection, user.id, now=utc_now()))
 
     _with_database(load_settings(), work)
     print(f"Deleted {username}.")

@@ -14,10 +14,14 @@ CHANNEL = "identity_revoked"
 
 @dataclass(frozen=True, slots=True)
 class Revocable:
-    """What tokens carry: an id (of a session, as `sid`, or of a single token, as `jti`), and a status index."""
+    """What tokens carry: an id (of a session, as `sid`, or of a single token, as `jti`), and a status index.
+
+    `expires_at` is when the last token that carries them ends.
+    """
 
     token_id: str
     status_index: int
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

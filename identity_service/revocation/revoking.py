@@ -6,7 +6,9 @@ from enum import StrEnum
 
 from identity_service.database import Connection
 from identity_service.revocation import Revocable, store
-from identity_service.signing.keyring import CLOCK_SKEW
+
+REMEMBERED_LONGER = timedelta(minutes=2)
+"""A verifier may take a token for a minute after its end, by a clock a minute behind ours."""
 
 
 class Reason(StrEnum):
@@ -18,12 +20,12 @@ class Reason(StrEnum):
     DELETED = "deleted"
 
 
-async def revoke(
-    db: Connection, revoked: Sequence[Revocable], *, reason: Reason, now: datetime, access_lifetime: timedelta
-) -> None:
+async def revoke(db: Connection, revoked: Sequence[Revocable], *, reason: Reason, now: datetime) -> None:
     """Record that tokens carrying one of these are no longer good, and tell every replica once this is committed.
 
     A session id stands for every access token of the session: they all carry it as `sid`. A row is kept for as long as
-    a token it concerns could still be accepted somewhere.
+    a token it concerns could still be accepted somewhere, and when there is none, long enough to be told to whoever
+    holds a connection open on one.
     """
-    await store.insert(db, revoked, reason=reason.value, revoked_at=now, expires_at=now + access_lifetime + CLOCK_SKEW)
+    until = [max(item.expires_at, now) + REMEMBERED_LONGER for item in revoked]
+    await store.insert(db, revoked, reason=reason.value, revoked_at=now, expires_at=until)

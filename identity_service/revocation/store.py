@@ -9,7 +9,8 @@ from identity_service.revocation import CHANNEL, Revocable, RevokedIndex
 INSERT = f"""
     WITH inserted AS (
         INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)
-        SELECT jti, status_index, $3, $4, $5 FROM unnest($1::text[], $2::bigint[]) AS given (jti, status_index)
+        SELECT jti, status_index, $4, $5, expires_at
+          FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS given (jti, status_index, expires_at)
         ON CONFLICT (jti) DO NOTHING
     )
     SELECT pg_notify('{CHANNEL}', '')
@@ -34,11 +35,14 @@ DELETE_EXPIRED = """
 
 
 async def insert(
-    db: Connection, revoked: Sequence[Revocable], *, reason: str, revoked_at: datetime, expires_at: datetime
+    db: Connection, revoked: Sequence[Revocable], *, reason: str, revoked_at: datetime, expires_at: Sequence[datetime]
 ) -> None:
-    """Insert the rows; whoever listens on `CHANNEL` hears of it when the transaction commits."""
+    """Insert a row for each, to be forgotten at its `expires_at`.
+
+    Whoever listens on `CHANNEL` hears of it when the transaction commits.
+    """
     jtis, indexes = [item.token_id for item in revoked], [item.status_index for item in revoked]
-    await db.execute(INSERT, jtis, indexes, reason, revoked_at, expires_at)
+    await db.execute(INSERT, jtis, indexes, expires_at, reason, revoked_at)
 
 
 async def list_since(

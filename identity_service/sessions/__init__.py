@@ -25,6 +25,10 @@ class SessionLimits:
     retry_window: timedelta
     access: timedelta
 
+    def access_expires_at(self, now: datetime) -> datetime:
+        """When the last access token of the generation that begins now has expired: a retry is answered with one."""
+        return now + self.retry_window + self.access
+
 
 @dataclass(frozen=True, slots=True)
 class Session:

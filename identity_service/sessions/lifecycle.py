@@ -1,7 +1,7 @@
 """Starting and ending sessions. Refreshing is next door in `rotation`."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from identity_service.database import Connection
@@ -45,39 +45,30 @@ async def start(
         password_changed_at=password_changed_at,
         now=now,
         expires_at=now + limits.absolute,
+        access_expires_at=limits.access_expires_at(now),
     )
     if session is None:
         raise InvalidCredentials(detail="the account changed during the login")
     return session
 
 
-async def end(db: Connection, session_id: UUID, *, reason: Reason, now: datetime, access_lifetime: timedelta) -> bool:
+async def end(db: Connection, session_id: UUID, *, reason: Reason, now: datetime) -> bool:
     """End one session; return whether it was still alive. Call within a transaction."""
     ended = await store.revoke(db, session_id, now=now)
-    await _revoke_tokens(db, ended, reason=reason, now=now, access_lifetime=access_lifetime)
+    await _revoke_tokens(db, ended, reason=reason, now=now)
     return bool(ended)
 
 
-async def end_all(
-    db: Connection,
-    user_id: UUID,
-    *,
-    reason: Reason,
-    now: datetime,
-    access_lifetime: timedelta,
-    keep: UUID | None = None,
-) -> int:
+async def end_all(db: Connection, user_id: UUID, *, reason: Reason, now: datetime, keep: UUID | None = None) -> int:
     """End a user's sessions, all but `keep`; return how many were alive. Call within a transaction."""
     ended = await store.revoke_all(db, user_id, keep=keep, now=now)
-    await _revoke_tokens(db, ended, reason=reason, now=now, access_lifetime=access_lifetime)
+    await _revoke_tokens(db, ended, reason=reason, now=now)
     return len(ended)
 
 
-async def _revoke_tokens(
-    db: Connection, ended: Sequence[Revocable], *, reason: Reason, now: datetime, access_lifetime: timedelta
-) -> None:
+async def _revoke_tokens(db: Connection, ended: Sequence[Revocable], *, reason: Reason, now: datetime) -> None:
     if ended:
-        await revoking.revoke(db, ended, reason=reason, now=now, access_lifetime=access_lifetime)
+        await revoking.revoke(db, ended, reason=reason, now=now)
 
 
 async def prune(db: Connection, *, now: datetime) -> int:

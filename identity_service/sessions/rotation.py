@@ -29,7 +29,10 @@ async def rotate(
     """
     assert not db.is_in_transaction(), "a refusal would undo the end of the session"
     idle_since = now - limits.idle
-    if session := await store.claim_generation(db, presented, scope=scope, now=now, idle_since=idle_since):
+    until = limits.access_expires_at(now)
+    if session := await store.claim_generation(
+        db, presented, scope=scope, now=now, idle_since=idle_since, access_expires_at=until
+    ):
         return session
     current = await store.find_live(db, presented, now=now, idle_since=idle_since)
     if current is None:
@@ -51,7 +54,7 @@ async def _answer_retry_or_end(
     if presented.generation < current.generation and not retried:
         # Committed before refusing: raising inside the transaction would bring the family back.
         async with db.transaction():
-            await lifecycle.end(db, current.id, reason=Reason.REUSE, now=now, access_lifetime=limits.access)
+            await lifecycle.end(db, current.id, reason=Reason.REUSE, now=now)
         raise RefreshTokenReused(
             detail=f"session {current.id}: generation {presented.generation} came back at {current.generation}"
         )
@@ -60,7 +63,14 @@ async def _answer_retry_or_end(
     if retried:
         return current
     # The current one after all: its account was being changed while the first attempt waited for the row.
-    session = await store.claim_generation(db, presented, scope=scope, now=now, idle_since=now - limits.idle)
+    session = await store.claim_generation(
+        db,
+        presented,
+        scope=scope,
+        now=now,
+        idle_since=now - limits.idle,
+        access_expires_at=limits.access_expires_at(now),
+    )
     if session is None:
         # Signed by us, yet never handed out as far as this database knows: it was restored from a backup.
         raise SessionEnded(

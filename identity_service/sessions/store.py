@@ -26,13 +26,15 @@ INSERT = """
            FOR SHARE
     )
     INSERT INTO sessions
-        (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at)
-    SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8 FROM welcome
+        (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at,
+         access_expires_at)
+    SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8, $9 FROM welcome
     RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
               status_index, (SELECT roles FROM welcome) AS roles
 """
 CLAIM_GENERATION = f"""
-    UPDATE sessions AS s SET generation = s.generation + 1, rotated_at = $4
+    UPDATE sessions AS s
+       SET generation = s.generation + 1, rotated_at = $4, access_expires_at = greatest(s.access_expires_at, $8)
       FROM users AS u
      WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND s.generation = $6
        AND s.scope @> $7 AND {_LIVE}
@@ -42,11 +44,14 @@ FIND_LIVE = f"""
     SELECT {_SESSION} FROM sessions AS s, users AS u
      WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND {_LIVE}
 """
-REVOKE = "UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id, status_index"
+REVOKE = """
+    UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL
+    RETURNING id, status_index, access_expires_at
+"""
 REVOKE_ALL = """
     UPDATE sessions SET revoked_at = $2
      WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND ($3::uuid IS NULL OR id <> $3)
-    RETURNING id, status_index
+    RETURNING id, status_index, access_expires_at
 """
 KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
 DELETE_EXPIRED = """
@@ -67,16 +72,32 @@ async def insert(
     password_changed_at: datetime,
     now: datetime,
     expires_at: datetime,
+    access_expires_at: datetime,
 ) -> Session | None:
     """Insert a session unless its user is disabled or has another password by now."""
     row = await db.fetchrow(
-        INSERT, session_id, user_id, client_id, list(scope), list(amr), password_changed_at, now, expires_at
+        INSERT,
+        session_id,
+        user_id,
+        client_id,
+        list(scope),
+        list(amr),
+        password_changed_at,
+        now,
+        expires_at,
+        access_expires_at,
     )
     return _session(row) if row is not None else None
 
 
 async def claim_generation(
-    db: Connection, presented: RefreshClaims, *, scope: Sequence[str], now: datetime, idle_since: datetime
+    db: Connection,
+    presented: RefreshClaims,
+    *,
+    scope: Sequence[str],
+    now: datetime,
+    idle_since: datetime,
+    access_expires_at: datetime,
 ) -> Session | None:
     """Advance the session if the presented generation is its current one, the scope within its own, and all is well."""
     row = await db.fetchrow(
@@ -88,6 +109,7 @@ async def claim_generation(
         idle_since,
         presented.generation,
         list(scope),
+        access_expires_at,
     )
     return _session(row) if row is not None else None
 
@@ -132,4 +154,4 @@ def _session(row: Record) -> Session:
 
 
 def _revocable(row: Record) -> Revocable:
-    return Revocable(str(row["id"]), row["status_index"])
+    return Revocable(str(row["id"]), row["status_index"], row["access_expires_at"])

@@ -54,7 +54,7 @@ class Verifier:
         issuer: the exact `iss`, https (or http on this machine).
         audience: what this service is called in `aud`; several names when it has several.
         algorithms: asymmetric algorithms by name. Each key is for one of them.
-        leeway: seconds by which clocks may differ.
+        leeway: seconds by which clocks may differ, 60 at most: the issuer forgets what was revoked soon after its end.
         jwks_uri: where the keys are, when not at `/.well-known/jwks.json` of the issuer.
         cache_size: how many verified tokens are remembered; 0 for none.
         on_stale: what becomes of tokens with a status when nothing could be heard about revocations for
@@ -91,6 +91,8 @@ class Verifier:
             raise ValueError(f"algorithms are some of {', '.join(jws.ALGORITHMS)}")
         if not self.audience or not all(self.audience):
             raise ValueError("an audience is needed: without one, any service's token would do")
+        if not 0 <= leeway <= 60:
+            raise ValueError("leeway is from 0 to 60 seconds")
         if on_stale not in {"accept", "reject"}:
             raise ValueError('on_stale is "accept" or "reject"')
         self._now = now

@@ -125,7 +125,6 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
             proved_at=user.password_changed_at,
             keep_session=caller.claims.session_id,
             now=runtime.now(),
-            access_lifetime=runtime.settings.access_lifetime,
         )
     )
 
@@ -135,11 +134,7 @@ async def delete_me(request: Request, caller: SignedIn, body: Deletion) -> None:
     """Delete the account. Its sessions end and its tokens are revoked."""
     runtime = runtime_of(request)
     await _prove_again(runtime, caller, body.current_password)
-    await runtime.database.transact(
-        lambda db: registration.delete(
-            db, caller.user.id, now=runtime.now(), access_lifetime=runtime.settings.access_lifetime
-        )
-    )
+    await runtime.database.transact(lambda db: registration.delete(db, caller.user.id, now=runtime.now()))
 
 
 async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:

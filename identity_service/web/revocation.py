@@ -34,15 +34,7 @@ async def revoke(request: Request) -> JSONResponse:
 
 async def end_session(runtime: Runtime, claims: AccessClaims | RefreshClaims, reason: Reason) -> None:
     """End the session that a verified token names, whatever its generation."""
-    await runtime.database.transact(
-        lambda db: lifecycle.end(
-            db,
-            claims.session_id,
-            reason=reason,
-            now=runtime.now(),
-            access_lifetime=runtime.settings.access_lifetime,
-        )
-    )
+    await runtime.database.transact(lambda db: lifecycle.end(db, claims.session_id, reason=reason, now=runtime.now()))
 
 
 def _read(runtime: Runtime, unverified_token: str) -> AccessClaims | RefreshClaims | None:

@@ -1,4 +1,4 @@
-"""Every session owns an index in a status list; a revocation records it and when the database saw it."""
+"""Every session owns an index in a status list and knows when its tokens end; a revocation records both."""
 
 from alembic import op
 
@@ -12,6 +12,10 @@ def upgrade() -> None:
     op.execute("CREATE SEQUENCE status_index_seq MINVALUE 0 START WITH 0")
     # With a default, so that the previous release can go on inserting sessions while this one is rolled out.
     op.execute("ALTER TABLE sessions ADD COLUMN status_index bigint NOT NULL DEFAULT nextval('status_index_seq')")
+    # No verifier takes a token of more than a day.
+    op.execute(
+        "ALTER TABLE sessions ADD COLUMN access_expires_at timestamptz NOT NULL DEFAULT now() + interval '1 day'"
+    )
     op.execute("ALTER TABLE revoked_tokens ADD COLUMN status_index bigint")
     # By the database's clock: replicas look for what is new, and theirs may disagree.
     op.execute("ALTER TABLE revoked_tokens ADD COLUMN recorded_at timestamptz NOT NULL DEFAULT clock_timestamp()")
@@ -20,5 +24,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("ALTER TABLE revoked_tokens DROP COLUMN recorded_at, DROP COLUMN status_index")
-    op.execute("ALTER TABLE sessions DROP COLUMN status_index")
+    op.execute("ALTER TABLE sessions DROP COLUMN access_expires_at, DROP COLUMN status_index")
     op.execute("DROP SEQUENCE status_index_seq")

@@ -187,9 +187,7 @@ async def test_after_disabling_returns_no_refresh_succeeds(api, alice, clock):
     """Refreshes race the disabling over real connections; none that starts after it is answered."""
     tokens = [(await alice.log_in())["refresh_token"] for _ in range(8)]
     racing = [asyncio.create_task(api.refresh(token)) for token in tokens for _ in range(4)]
-    await api.database.transact(
-        lambda db: registration.disable(db, "alice", now=clock(), access_lifetime=api.settings.access_lifetime)
-    )
+    await api.database.transact(lambda db: registration.disable(db, "alice", now=clock()))
     late = await asyncio.gather(*(api.refresh(token) for token in tokens))
     early = await asyncio.gather(*racing)
     assert {answer.status_code for answer in late} == {400}
@@ -212,7 +210,6 @@ async def test_a_refresh_that_waits_for_a_password_change_in_its_own_session_goe
             proved_at=password_changed_at,
             keep_session=UUID(str(claims_of(tokens["refresh_token"])["sid"])),
             now=clock(),
-            access_lifetime=api.settings.access_lifetime,
         )
         refresh = asyncio.create_task(api.refresh(tokens["refresh_token"]))
         done, _ = await asyncio.wait([refresh], timeout=0.3)
@@ -226,7 +223,7 @@ async def test_a_login_that_a_disabling_overtakes_leaves_no_session(api, alice, 
     async with api.database.connection() as db:
         transaction = db.transaction()
         await transaction.start()
-        await registration.disable(db, "alice", now=clock(), access_lifetime=api.settings.access_lifetime)
+        await registration.disable(db, "alice", now=clock())
         login = asyncio.create_task(api.token(grant_type="password", username="alice", password=alice.password))
         done, _ = await asyncio.wait([login], timeout=0.3)
         assert not done, "the login waits for the account's row"

@@ -103,7 +103,7 @@ class Sessions(RuleBasedStateMachine):
     @rule()
     def disable(self) -> None:
         """Every session ends, and stays ended when the account is opened again."""
-        self._transact(registration.disable, now=self.api.clock(), access_lifetime=timedelta(minutes=10))
+        self._transact(registration.disable, now=self.api.clock())
         self.welcome = False
         for model in self.models:
             model.alive = False

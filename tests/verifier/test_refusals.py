@@ -414,6 +414,8 @@ async def test_f16_no_bytes_raise_anything_else(token: str | bytes) -> None:
         (ISSUER, {"audience": ""}),
         (ISSUER, {"audience": ()}),
         (ISSUER, {"on_stale": "maybe"}),
+        (ISSUER, {"leeway": 61}),
+        (ISSUER, {"leeway": -1}),
     ],
 )
 def test_f12_a_verifier_that_could_not_be_trusted_is_not_made(issuer_url: str, options: dict[str, Any]) -> None:

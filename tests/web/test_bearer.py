@@ -193,10 +193,7 @@ async def list_its_session_as_revoked(api: Api, _: Account, __: str) -> None:
 
 
 async def disable(api: Api, alice: Account, _: str) -> None:
-    lifetime = api.settings.access_lifetime
-    await api.database.transact(
-        lambda db: registration.disable(db, alice.username, now=api.clock(), access_lifetime=lifetime)
-    )
+    await api.database.transact(lambda db: registration.disable(db, alice.username, now=api.clock()))
 
 
 async def disable_behind_our_back(api: Api, _: Account, __: str) -> None:

@@ -102,7 +102,7 @@ async def test_any_token_of_a_session_ends_it_at_once_and_everywhere(api, alice,
         await theirs.assert_alive(other_worker)
     async with api.database.connection() as db:
         rows = await db.fetch("SELECT jti, reason, revoked_at, expires_at FROM revoked_tokens")
-    expected = (mine.session_id, "revoked", START, START + timedelta(seconds=600 + 60))
+    expected = (mine.session_id, "revoked", START, START + timedelta(seconds=600 + 30 + 120))
     assert [tuple(row) for row in rows] == [expected]
 
 
@@ -132,7 +132,16 @@ async def test_a_revocation_is_remembered_for_as_long_as_a_token_could_live(star
         api.clock.advance(seconds=lifetime - 1)
         done(await revoke(api, token))
         remembered = await api.scalar("SELECT expires_at FROM revoked_tokens")
-        assert remembered == api.clock() + timedelta(seconds=lifetime + 60)
+        # The session's last token may have been the answer to a retry; verifiers allow for clocks.
+        assert remembered == START + timedelta(seconds=lifetime + 30 + 120)
+
+
+async def test_a_session_without_a_living_token_is_remembered_long_enough_to_be_told(api, alice, clock):
+    """Somebody may hold a connection open that was begun with its token."""
+    token = (await alice.log_in())["refresh_token"]
+    clock.advance(hours=1)
+    done(await revoke(api, token))
+    assert await api.scalar("SELECT expires_at FROM revoked_tokens") == clock() + timedelta(seconds=120)
 
 
 async def test_revoking_again_changes_nothing(api, alice, clock):
@@ -407,7 +416,7 @@ async def test_a_revocation_is_forgotten_only_when_no_token_it_concerns_can_be_a
     """KEY-8: the row goes after the last access token and every clock's skew, the session with its absolute end."""
     mine = await family(alice)
     done(await revoke(api, mine.all[2]["refresh_token"]))
-    for pause in (0, 599, 61):
+    for pause in (0, 599, 151):
         clock.advance(seconds=pause)
         assert await prune(api) == 0
         await mine.assert_ended(api)
@@ -435,9 +444,11 @@ async def test_a_shorter_access_lifetime_revives_no_revoked_token(start_api: Sta
     """Tokens of before the change live on; their revocation must not be forgotten earlier than they end."""
     async with start_api(access_lifetime="7200") as before, start_api(access_lifetime="60") as after:
         mine = await family(await before.sign_up())
+        await after.refresh(mine.all[2]["refresh_token"])
         done(await revoke(after, mine.all[2]["access_token"]))
-        before.clock.advance(seconds=3600)
+        before.clock.advance(seconds=7200)
         await prune(after)
+        assert await after.scalar("SELECT count(*) FROM revoked_tokens") == 1
         await mine.assert_ended(before, after)
 
 

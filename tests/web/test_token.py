@@ -811,10 +811,7 @@ Ending = Callable[[Api, Account, dict[str, Any]], Awaitable[None]]
 
 
 async def disable(api: Api, alice: Account, _: dict[str, Any]) -> None:
-    lifetime = api.settings.access_lifetime
-    await api.database.transact(
-        lambda db: registration.disable(db, alice.username, now=api.clock(), access_lifetime=lifetime)
-    )
+    await api.database.transact(lambda db: registration.disable(db, alice.username, now=api.clock()))
 
 
 async def disable_and_enable_again(api: Api, alice: Account, tokens: dict[str, Any]) -> None:
