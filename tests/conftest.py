@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -189,8 +190,7 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def settings(database_url: str, keys_dir: Path) -> Settings:
+def settings_of(database_url: str, keys_dir: Path) -> Settings:
     return Settings.model_validate(
         {
             "database_url": database_url,
@@ -203,24 +203,28 @@ def settings(database_url: str, keys_dir: Path) -> Settings:
     )
 
 
+@pytest.fixture
+def settings(database_url: str, keys_dir: Path) -> Settings:
+    return settings_of(database_url, keys_dir)
+
+
 StartApi = Callable[..., AbstractAsyncContextManager[Api]]
+
+
+@asynccontextmanager
+async def run_api(settings: Settings, clock: Clock) -> AsyncIterator[Api]:
+    keys = open_keys(settings)
+    app = create_app(settings, keys, now=clock)
+    async with app.router.lifespan_context(app):
+        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url=ISSUER) as http:
+            yield Api(app, http, clock, settings, keys)
 
 
 @pytest.fixture
 def start_api(settings: Settings, clock: Clock) -> StartApi:
     """Starts a service with some settings changed: `async with start_api(signup="closed") as api`."""
-
-    @asynccontextmanager
-    async def start(**changed: Any) -> AsyncIterator[Api]:
-        own = Settings.model_validate(settings.model_dump() | changed)
-        keys = open_keys(own)
-        app = create_app(own, keys, now=clock)
-        async with app.router.lifespan_context(app):
-            transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-            async with httpx2.AsyncClient(transport=transport, base_url=ISSUER) as http:
-                yield Api(app, http, clock, own, keys)
-
-    return start
+    return lambda **changed: run_api(Settings.model_validate(settings.model_dump() | changed), clock)
 
 
 @pytest.fixture
@@ -237,3 +241,23 @@ async def alice(api: Api) -> Account:
 @pytest.fixture
 async def bob(api: Api) -> Account:
     return await api.sign_up("bob", "wise old owls never sleep")
+
+
+# Tests may come to a file twice in one process, when they are shared out between several.
+_databases = count()
+
+
+@pytest.fixture(scope="module")
+def shared_settings(
+    new_database: Callable[..., str], migrated: str, made_keys: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
+    keys_dir = tmp_path_factory.mktemp("shared") / "keys"
+    shutil.copytree(made_keys, keys_dir)
+    return settings_of(new_database(f"shared{next(_databases)}", template="pristine"), keys_dir)
+
+
+@pytest.fixture(scope="module")
+async def shared_api(shared_settings: Settings) -> AsyncIterator[Api]:
+    """One service with a database of its own for all tests of a file, which must leave it as they found it."""
+    async with run_api(shared_settings, Clock()) as running:
+        yield running

@@ -8,7 +8,6 @@ from fastapi import Depends, Request
 from fastapi.security import OAuth2PasswordBearer
 
 from identity_service.accounts import User, authentication
-from identity_service.errors import TokenRejected
 from identity_service.runtime import Runtime
 from identity_service.tokens import access
 from identity_service.tokens.access import AccessClaims
@@ -81,6 +80,4 @@ def bearer_token(request: Request) -> str:
             "Present an access token as a bearer token.",
             {"WWW-Authenticate": 'Bearer realm="identity"'},
         )
-    if not token.isascii():
-        raise TokenRejected("malformed")
     return token

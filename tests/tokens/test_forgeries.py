@@ -9,12 +9,10 @@ import asyncio
 import hmac
 import json
 import math
-import shutil
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -29,15 +27,12 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from identity_service.app import create_app
 from identity_service.errors import TokenRejected
-from identity_service.settings import Settings
 from identity_service.signing.jwks import thumbprint
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import Keyring, TokenLifetimes
-from identity_service.signing.live import open_keys
 from identity_service.tokens import access, refresh
-from tests.conftest import ISSUER, PASSWORD, START, Account, Api, Clock, StartApi
+from tests.conftest import ISSUER, PASSWORD, START, Account, Api, StartApi
 
 NOW = int(START.timestamp())
 LIFETIMES = TokenLifetimes(timedelta(minutes=10), timedelta(days=14))
@@ -138,42 +133,10 @@ class Target:
         return answer.status_code, body
 
 
-# Tests may come to this file twice in one process, when they are shared out between several.
-_databases = count()
-
-
 @pytest.fixture(scope="module")
-def own_settings(
-    new_database: Callable[..., str], migrated: str, made_keys: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Settings:
-    keys = tmp_path_factory.mktemp("forgeries") / "keys"
-    shutil.copytree(made_keys, keys)
-    return Settings.model_validate(
-        {
-            "database_url": new_database(f"forgeries{next(_databases)}", template="pristine"),
-            "issuer_url": ISSUER,
-            "keys_dir": keys,
-            "argon2_memory_kib": 8,
-            "argon2_time_cost": 1,
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-async def own_api(own_settings: Settings) -> AsyncIterator[Api]:
-    """One service for all forgeries: none of them may change anything."""
-    clock, keys = Clock(), open_keys(own_settings)
-    app = create_app(own_settings, keys, now=clock)
-    async with app.router.lifespan_context(app):
-        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url=ISSUER) as http:
-            yield Api(app, http, clock, own_settings, keys)
-
-
-@pytest.fixture(scope="module")
-async def targets(own_api: Api) -> dict[str, Target]:
-    tokens = await (await own_api.sign_up("alice")).log_in()
-    return await targets_at(own_api, tokens)
+async def targets(shared_api: Api) -> dict[str, Target]:
+    tokens = await (await shared_api.sign_up("alice")).log_in()
+    return await targets_at(shared_api, tokens)
 
 
 async def targets_at(api: Api, tokens: Json) -> dict[str, Target]:
@@ -761,10 +724,10 @@ async def test_the_last_second_of_a_token_still_counts(target):
 
 
 @pytest.mark.parametrize("claim", ["sub", "sid"])
-async def test_one_users_session_does_not_carry_another_user(own_api, target, claim):
+async def test_one_users_session_does_not_carry_another_user(shared_api, target, claim):
     """F32: rightly signed, both halves true, and not of each other."""
-    bob = await own_api.sign_up(f"bob-{target.kind}-{claim}")
-    theirs = (await targets_at(own_api, await bob.log_in()))[target.kind].claims
+    bob = await shared_api.sign_up(f"bob-{target.kind}-{claim}")
+    theirs = (await targets_at(shared_api, await bob.log_in()))[target.kind].claims
     mixed = target.claims | {claim: theirs[claim]}
     if target.kind == "refresh":
         mixed["jti"] = f"{mixed['sid']}.0"

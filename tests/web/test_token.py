@@ -5,13 +5,11 @@ import gzip
 import json
 import logging
 import re
-import shutil
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from itertools import count
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -22,11 +20,8 @@ import jwt
 import pytest
 
 from identity_service.accounts import registration
-from identity_service.app import create_app
-from identity_service.settings import Settings
-from identity_service.signing.live import open_keys
 from identity_service.tokens import refresh as refresh_tokens
-from tests.conftest import ISSUER, PASSWORD, START, Account, Api, Clock, StartApi, bearer
+from tests.conftest import ISSUER, PASSWORD, START, Account, Api, StartApi, bearer
 
 FORM = "application/x-www-form-urlencoded"
 LOGIN = {"grant_type": "password", "username": "alice", "password": PASSWORD}
@@ -63,38 +58,11 @@ async def post(api: Api, content: bytes, content_type: str | None = FORM, **head
     )
 
 
-# Tests may come to this file twice in one process, when they are shared out between several.
-_databases = count()
-
-
 @pytest.fixture(scope="module")
-def shared_settings(
-    new_database: Callable[..., str], migrated: str, made_keys: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Settings:
-    keys = tmp_path_factory.mktemp("shared") / "keys"
-    shutil.copytree(made_keys, keys)
-    return Settings.model_validate(
-        {
-            "database_url": new_database(f"shared{next(_databases)}", template="pristine"),
-            "issuer_url": ISSUER,
-            "keys_dir": keys,
-            "argon2_memory_kib": 8,
-            "argon2_time_cost": 1,
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-async def shared(shared_settings: Settings) -> AsyncIterator[Api]:
+async def shared(shared_api: Api) -> Api:
     """A service that knows alice, for the tables of this file: none of their rows leaves anything behind."""
-    clock, keys = Clock(), open_keys(shared_settings)
-    app = create_app(shared_settings, keys, now=clock)
-    async with app.router.lifespan_context(app):
-        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url=ISSUER) as http:
-            api = Api(app, http, clock, shared_settings, keys)
-            await api.sign_up("alice")
-            yield api
+    await shared_api.sign_up("alice")
+    return shared_api
 
 
 # The request
@@ -995,9 +963,12 @@ STATES_OF_A_DATABASE = {
 }
 
 
+_doomed = count()
+
+
 @pytest.fixture
 def doomed(postgres_url: str, new_database: Callable[..., str], migrated: str) -> Doomed:
-    name = f"doomed{next(_databases)}"
+    name = f"doomed{next(_doomed)}"
     return Doomed(postgres_url, new_database(name, template="pristine"), name)
 
 
