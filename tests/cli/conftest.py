@@ -1,24 +1,17 @@
 """Commands, run in this process or, where processes are the point, as real ones."""
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
 
 from identity_service.cli import run
 from identity_service.cli.migrate import upgrade
-from identity_service.signing.key_files import KeyFolder
-from identity_service.signing.keyring import TokenLifetimes
+from tests.services import Service, environment_of, start_service
 
 
 @dataclass(frozen=True)
@@ -29,18 +22,6 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
-
-
-def environment_of(database_url: str, keys_dir: Path) -> dict[str, str]:
-    """What a command sees: a database, and keys that were made an hour ago."""
-    lifetimes = TokenLifetimes(timedelta(minutes=10), timedelta(days=14))
-    KeyFolder(keys_dir, lifetimes).create(now=datetime.now(UTC) - timedelta(hours=1))
-    return {
-        "DATABASE_URL": database_url,
-        "IDENTITY_KEYS_DIR": str(keys_dir),
-        "IDENTITY_ARGON2_MEMORY_KIB": "8",
-        "IDENTITY_ARGON2_TIME_COST": "1",
-    }
 
 
 @pytest.fixture
@@ -73,52 +54,7 @@ def command(
     return invoke
 
 
-@dataclass
-class Service:
-    """A real `identity-service serve`."""
-
-    process: "subprocess.Popen[str]"
-    url: str
-    environment: dict[str, str]
-
-    def get(self, path: str, **more: Any) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=10, **more)
-
-    def post(self, path: str, **more: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, timeout=10, **more)
-
-    def wait_until_ready(self) -> None:
-        for _ in range(200):
-            try:
-                if self.get("/readyz").status_code == 200:
-                    return
-            except httpx2.HTTPError:
-                pass
-            assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.1)
-        pytest.fail("the service did not get ready within 20 seconds")
-
-    def stop(self, number: int = signal.SIGTERM) -> tuple[str, str]:
-        """Stop the service as an operator would, and return what it printed."""
-        self.process.send_signal(number)
-        return self.process.communicate(timeout=30)
-
-
 StartService = Callable[..., Service]
-
-
-def start_service(environment: dict[str, str], *arguments: str) -> Service:
-    """Start `identity-service serve` on a free port."""
-    port = free_port()
-    given = {
-        "PATH": os.environ["PATH"],
-        "IDENTITY_BIND": f"127.0.0.1:{port}",
-        "IDENTITY_ISSUER_URL": f"http://localhost:{port}",
-    }
-    own = given | environment
-    program = [sys.executable, "-m", "identity_service", "serve", *arguments]
-    process = subprocess.Popen(program, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return Service(process, f"http://127.0.0.1:{own['IDENTITY_BIND'].rpartition(':')[2]}", own)
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +85,3 @@ def serve(environment: dict[str, str]) -> Iterator[StartService]:
     for service in started:
         if service.process.poll() is None:
             service.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

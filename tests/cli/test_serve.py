@@ -13,8 +13,9 @@ import httpx2
 import jwt
 import pytest
 
-from tests.cli.conftest import Service, StartService, free_port
+from tests.cli.conftest import StartService
 from tests.conftest import PASSWORD, bearer
+from tests.services import Service, free_port
 
 ALICE = {"username": "alice", "password": PASSWORD}
 

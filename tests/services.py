@@ -1,0 +1,84 @@
+"""Real processes for tests: `identity-service serve`, and whatever else has to run beside it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from identity_service.signing.key_files import KeyFolder
+from identity_service.signing.keyring import TokenLifetimes
+
+
+@dataclass
+class Service:
+    """A process that answers HTTP on this machine; `url` is its own address, whatever it calls itself."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+    environment: Mapping[str, str]
+
+    def get(self, path: str, **more: Any) -> httpx2.Response:
+        return httpx2.get(self.url + path, timeout=10, **more)
+
+    def post(self, path: str, **more: Any) -> httpx2.Response:
+        return httpx2.post(self.url + path, timeout=10, **more)
+
+    def wait_until_ready(self) -> None:
+        for _ in range(200):
+            try:
+                if self.get("/readyz").status_code == 200:
+                    return
+            except httpx2.HTTPError:
+                pass
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.1)
+        pytest.fail("the service did not get ready within 20 seconds")
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[str, str]:
+        """Stop the service as an operator would, and return what it printed."""
+        self.process.send_signal(number)
+        return self.process.communicate(timeout=30)
+
+
+def start_service(environment: Mapping[str, str], *arguments: str) -> Service:
+    """Start `identity-service serve`, on a free port unless the environment names one."""
+    port = free_port()
+    own = {"IDENTITY_BIND": f"127.0.0.1:{port}", "IDENTITY_ISSUER_URL": f"http://localhost:{port}", **environment}
+    url = f"http://127.0.0.1:{own['IDENTITY_BIND'].rpartition(':')[2]}"
+    return start_program([sys.executable, "-m", "identity_service", "serve", *arguments], url, own)
+
+
+def start_program(command: Sequence[str], url: str, environment: Mapping[str, str]) -> Service:
+    """Start any program that will answer at `url`; of our own environment it sees where programs are."""
+    own = {"PATH": os.environ["PATH"], **environment}
+    process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Service(process, url, own)
+
+
+def environment_of(database_url: str, keys_dir: Path) -> dict[str, str]:
+    """What the service and its commands see: a database, and keys that were made an hour ago."""
+    lifetimes = TokenLifetimes(timedelta(minutes=10), timedelta(days=14))
+    KeyFolder(keys_dir, lifetimes).create(now=datetime.now(UTC) - timedelta(hours=1))
+    return {
+        "DATABASE_URL": database_url,
+        "IDENTITY_KEYS_DIR": str(keys_dir),
+        "IDENTITY_ARGON2_MEMORY_KIB": "8",
+        "IDENTITY_ARGON2_TIME_COST": "1",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
