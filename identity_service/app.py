@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -95,7 +97,21 @@ def from_environment() -> FastAPI:
     """Wire a service for a worker process, which gets nothing but the environment."""
     settings = configuration.load().settings
     logs.configure(settings.log_level)
+    _stop_with_parent()
     return create_app(settings, open_keys(settings))
+
+
+def _stop_with_parent() -> None:
+    """Stop when the parent is gone: a worker that outlived it would keep the address, and no service could start."""
+    parent = multiprocessing.parent_process()
+    if parent is None:  # run by a server other than ours
+        return
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
 
 
 def _edge_policy(settings: Settings) -> EdgePolicy:

@@ -17,6 +17,7 @@ import pytest
 
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import TokenLifetimes
+from tests.conftest import PASSWORD
 
 
 @dataclass
@@ -25,7 +26,11 @@ class Service:
 
     process: "subprocess.Popen[str]"
     url: str
-    environment: Mapping[str, str]
+    environment: dict[str, str]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     def get(self, path: str, **more: Any) -> httpx2.Response:
         return httpx2.get(self.url + path, timeout=10, **more)
@@ -43,6 +48,11 @@ class Service:
             assert self.process.poll() is None, self.process.communicate()
             time.sleep(0.1)
         pytest.fail("the service did not get ready within 20 seconds")
+
+    def command(self, *arguments: str) -> str:
+        """Run a command line beside the service and return what it prints."""
+        program = [sys.executable, "-m", "identity_service", *arguments]
+        return subprocess.run(program, env=self.environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[str, str]:
         """Stop the service as an operator would, and return what it printed."""
@@ -75,6 +85,28 @@ def environment_of(database_url: str, keys_dir: Path) -> dict[str, str]:
         "IDENTITY_ARGON2_MEMORY_KIB": "8",
         "IDENTITY_ARGON2_TIME_COST": "1",
     }
+
+
+def sign_up(service: Service, username: str = "alice") -> dict[str, Any]:
+    """Make an account, log in and return the tokens."""
+    answer = service.post("/users", json={"username": username, "password": PASSWORD})
+    assert answer.status_code == 201, answer.text
+    return log_in(service, username)
+
+
+def log_in(service: Service, username: str = "alice") -> dict[str, Any]:
+    return _tokens(service.post("/token", data={"grant_type": "password", "username": username, "password": PASSWORD}))
+
+
+def refresh(service: Service, tokens: dict[str, Any]) -> dict[str, Any]:
+    form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+    return _tokens(service.post("/token", data=form))
+
+
+def _tokens(answer: httpx2.Response) -> dict[str, Any]:
+    assert answer.status_code == 200, answer.text
+    tokens: dict[str, Any] = answer.json()
+    return tokens
 
 
 def free_port() -> int:

@@ -15,21 +15,7 @@ import pytest
 
 from tests.cli.conftest import StartService
 from tests.conftest import PASSWORD, bearer
-from tests.services import Service, free_port
-
-ALICE = {"username": "alice", "password": PASSWORD}
-
-
-def sign_up(service: Service, username: str = "alice") -> dict[str, str]:
-    assert service.post("/users", json=ALICE | {"username": username}).status_code == 201
-    return log_in(service, username)
-
-
-def log_in(service: Service, username: str = "alice") -> dict[str, str]:
-    answer = service.post("/token", data={"grant_type": "password", **ALICE, "username": username})
-    assert answer.status_code == 200, answer.text
-    tokens: dict[str, str] = answer.json()
-    return tokens
+from tests.services import Service, free_port, log_in, refresh, sign_up
 
 
 def refused(service: Service) -> tuple[int, str]:
@@ -161,7 +147,7 @@ def test_without_the_schema_it_starts_and_is_not_ready_until_someone_migrates(se
         except httpx2.HTTPError:
             time.sleep(0.1)
     assert (answer.status_code, answer.json()["missing"]) == (503, ["schema"])
-    tokens = service.post("/token", data={"grant_type": "password", **ALICE})
+    tokens = service.post("/token", data={"grant_type": "password", "username": "alice", "password": PASSWORD})
     assert (tokens.status_code, tokens.json()["error"]) == (503, "temporarily_unavailable")
     migrate = subprocess.run([sys.executable, "-m", "identity_service", "migrate"], env=service.environment, check=True)
     assert migrate.returncode == 0
@@ -198,8 +184,7 @@ def test_workers_take_up_a_rotation_within_five_seconds_and_refuse_nothing(serve
     in_a_row = 0
     while in_a_row < 8:
         assert time.monotonic() < deadline, "a worker still signs with the spent key"
-        form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
-        tokens = service.post("/token", data=form).json()
+        tokens = refresh(service, tokens)
         kid = jwt.get_unverified_header(tokens["access_token"])["kid"]
         assert keys.get_signing_key(kid), "known without fetching again"
         in_a_row = 0 if kid == before else in_a_row + 1
@@ -248,7 +233,7 @@ def test_the_cookie_of_plain_http_localhost_works_end_to_end(running: Service):
     sign_up(running, "browsing")
     origin = {"Origin": running.environment["IDENTITY_ISSUER_URL"]}
     with httpx2.Client(base_url=running.url, headers=origin) as browser:
-        assert browser.post("/login", json=ALICE | {"username": "browsing"}).status_code == 200
+        assert browser.post("/login", json={"username": "browsing", "password": PASSWORD}).status_code == 200
         assert browser.cookies.get("identity-refresh")
         assert browser.post("/refresh", json={}).status_code == 200
         assert browser.post("/logout", json={}).status_code == 204
