@@ -2,7 +2,8 @@
 
 A list is fetched when a valid token first names it. From then on one task listens to the issuer's event stream, and one
 looks twice a second whether a list has to be fetched again: after each (re)connection of the stream, because what was
-revoked in between is only in the lists, and when its `ttl` has run out while there is no stream.
+revoked in between is only in the lists, once more when the issuer's replicas must have caught up with each other, and
+when its `ttl` has run out while there is no stream.
 
 Both tasks start by themselves in the running loop and end with it.
 """
@@ -28,17 +29,20 @@ log = logging.getLogger("identity_service.verifier")
 
 OnStale = Literal["accept", "reject"]
 
-SILENCE = 40.0
-"""Seconds without a byte after which the stream is dead; the issuer sends a comment every 15."""
+SILENCE = 15.5
+"""Seconds without a byte after which the stream is dead; the issuer sends a comment every 15 at least."""
 TICK = 0.5
 MAX_LISTS = 256
 MAX_OVERLAY = 100_000
 _CONNECTED_INTERVAL = 300.0
+_SETTLED = 2.0
+"""Seconds after which every replica lists what another one had told its followers before we were one of them."""
 _UNUSED = 86_400.0
 _ABSENT_INTERVAL = 60.0
 _PRUNE_INTERVAL = 30.0
-_RETRY = (1.0, 30.0)
-_RECONNECT = (0.25, 30.0)
+# Shorter than a list's `ttl`, so that a revocation after an outage is heard as soon as one without a stream.
+_RETRY = (1.0, 10.0)
+_RECONNECT = (0.25, 10.0)
 _DEFAULT_EVENT_LIFETIME = 86_400
 
 
@@ -204,11 +208,14 @@ class Revocations:
 
     def _prune_overlay(self) -> None:
         now = self._now()
-        self._overlay = {reference: until for reference, until in self._overlay.items() if until > now}
+        # One by one, of a copy that is made in one step: another thread may be adding to it.
+        for reference, until in self._overlay.copy().items():
+            if until <= now:
+                self._overlay.pop(reference, None)
         while len(self._overlay) > MAX_OVERLAY:
             # What leaves here early is in its list; the list is fetched again to be sure.
             forgotten = next(iter(self._overlay))
-            del self._overlay[forgotten]
+            self._overlay.pop(forgotten, None)
             if (held := self._lists.get(forgotten.uri)) is not None:
                 held.due_at = min(held.due_at, self._clock())
 
@@ -240,10 +247,12 @@ class Revocations:
         held.good_at = self._clock()
         held.due_at = held.good_at + self._interval(held)
         if connection and connection == self._connections:
+            if held.connection != connection:
+                held.due_at = held.good_at + _SETTLED
             held.connection = connection
         elif self.connected:
             held.due_at = held.good_at  # fetched before the stream stood: something may lie between the two
-        for reference in [waiting for waiting in self._waiters if waiting.uri == held.uri]:
+        for reference in [waiting for waiting in list(self._waiters) if waiting.uri == held.uri]:
             if _revoked_in(held, reference):
                 self._wake(reference)
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -15,6 +17,7 @@ from identity_service.verifier import TokenRejected, Verifier, status_list
 from identity_service.verifier import revocations as revocations_module
 from identity_service.verifier.claims import StatusReference
 from identity_service.verifier.events import Event, EventReader
+from identity_service.verifier.revocations import OnStale
 from identity_service.verifier.testing import TestIssuer
 from tests.verifier.conftest import AUDIENCE, ISSUER, LIST, Clock, Issuer, until
 
@@ -316,6 +319,43 @@ async def test_a_list_fetched_while_the_stream_connects_is_fetched_again(issuer:
         assert issuer.asked("/status-lists/1") >= 2
 
 
+async def test_what_only_a_replica_that_lags_behind_did_not_list_is_found_a_moment_later(
+    issuer: Issuer, verifier: Verifier, now: Clock
+) -> None:
+    """Another replica told its followers just before we became one; the list we fetched then did not have it yet."""
+    token = indexed(issuer, 3)
+    await verifier.verify(token)
+    await connected(verifier)
+    await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+    issuer.revoked = {3}
+    now.advance(2)
+    await until(lambda: verifier._revocations._lists[LIST].says_revoked(3))
+    await refused(verifier, token, "revoked")
+    asked = issuer.asked("/status-lists/1")
+    now.advance(250)
+    await asyncio.sleep(0.03)
+    assert issuer.asked("/status-lists/1") == asked, "from here on the stream is enough"
+
+
+async def test_after_an_outage_the_issuer_is_asked_again_within_the_ttl(issuer: Issuer, now: Clock) -> None:
+    issuer.ttl = 15
+    issuer.offers_stream = False
+    token = indexed(issuer, 1)
+    asked: list[int] = []
+    async with issuer.verifier() as verifier:
+        await verifier.verify(token)
+        issuer.down = True
+        for _ in range(12):
+            now.advance(15)
+            asked.append(issuer.asked("/status-lists/1"))
+            await until(lambda: issuer.asked("/status-lists/1") > asked[-1])
+        await asyncio.sleep(0.01)
+        issuer.down, issuer.revoked = False, {1}
+        now.advance(15)
+        await until(lambda: verifier._revocations._lists[LIST].says_revoked(1))
+        await refused(verifier, token, "revoked")
+
+
 async def test_a_silent_stream_is_dead(issuer: Issuer, verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revocations_module, "SILENCE", 0.03)
     await verifier.verify(indexed(issuer, 1))
@@ -400,6 +440,40 @@ async def test_on_stale_accept_takes_tokens_while_the_issuer_is_away(
     assert age >= 3600
 
 
+@pytest.mark.parametrize("on_stale", ["accept", "reject"])
+async def test_an_hour_without_the_issuer_refuses_no_valid_token_and_brings_none_back(
+    issuer: Issuer, now: Clock, on_stale: OnStale
+) -> None:
+    """Keys, lists and the stream are gone together; tokens come from a replica that only we cannot reach."""
+    issuer.revoked = {1}
+    async with issuer.verifier(on_stale=on_stale, max_staleness=3700) as verifier:
+        known, listed, told, later = (indexed(issuer, idx, lifetime=80_000) for idx in range(4))
+        for token in (known, told, later):
+            await verifier.verify(token)
+        await connected(verifier)
+        await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+        issuer.streams[0].revoked(2, exp=int(now()) + 80_000)
+        await until(lambda: bool(verifier._revocations._overlay))
+        issuer.down = True
+        issuer.streams[0].parts.put_nowait(httpx2.ReadError("killed"))
+        await until(lambda: not verifier.status().stream_connected)
+        for _ in range(120):
+            now.advance(30)
+            for token in (known, later, indexed(issuer, 0), issuer.token(status=None)):
+                assert await verifier.verify(token)
+            for token in (listed, told):
+                await refused(verifier, token, "revoked")
+            await asyncio.sleep(0)
+        issuer.down, issuer.revoked = False, {1, 2, 3}
+        now.advance(31)
+        await verifier.verify(known)
+        await connected(verifier)
+        await until(lambda: verifier.status().lists == {LIST: 0} and verifier.status().keys_age == 0)
+        assert await verifier.verify(known)
+        for token in (listed, told, later):
+            await refused(verifier, token, "revoked")
+
+
 async def test_on_stale_reject_refuses_after_max_staleness(issuer: Issuer, strict: Verifier, now: Clock) -> None:
     issuer.offers_stream = False
     token = indexed(issuer, 1, lifetime=3600)
@@ -459,6 +533,27 @@ async def test_overlays_are_bounded(
         verifier.hear_revoked(StatusReference(LIST, idx), now() + 60)
         verifier.hear_revoked(StatusReference(LIST + "0", idx), now() + 60)
     assert len(verifier._revocations._overlay) <= 10
+
+
+async def test_what_other_threads_add_while_overlays_are_pruned_is_not_lost(issuer: Issuer) -> None:
+    verifier = issuer.verifier()
+    revocations = verifier._revocations
+    until_long = issuer.clock() + 60
+
+    def hear(first: int) -> None:
+        for idx in range(first, first + 20_000):
+            verifier.hear_revoked(StatusReference(LIST, idx), until_long)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            hearing = [threads.submit(hear, first) for first in (0, 20_000)]
+            while not all(each.done() for each in hearing):
+                revocations._prune_overlay()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(revocations._overlay) == 40_000
 
 
 async def test_lists_are_bounded_and_those_nobody_names_are_let_go(
