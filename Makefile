@@ -28,6 +28,12 @@ coverage: .venv/dev.stamp ## Run the tests and hold the core at full branch cove
 	@$(BIN)/pytest -q -n auto --dist worksteal --cov --cov-report=
 	@$(BIN)/coverage report --fail-under=100 --include='identity_service/accounts/*,identity_service/sessions/*,identity_service/tokens/*,identity_service/signing/*,identity_service/revocation/*,identity_service/verifier/*'
 
+soak: .venv/dev.stamp ## Measure revocations and rotations between processes, for some ten minutes
+	@$(BIN)/pytest -q tests/processes --soak -o log_cli=true -o log_cli_level=info --log-disable=httpx2
+
+jose: ## Install Node's jose, which `make test` verifies tokens with if it is there (needs npm)
+	@npm install --loglevel=error --prefix .local/node --no-save --no-package-lock --no-audit --no-fund --ignore-scripts jose@6.2.17
+
 migrate: .venv/run.stamp ## Bring the database schema up to date
 	@$(BIN)/identity-service migrate
 
@@ -66,4 +72,4 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help run demo test check static coverage migrate keys rotate-keys format lock clean
+.PHONY: help run demo test check static coverage soak jose migrate keys rotate-keys format lock clean
