@@ -153,7 +153,11 @@ async def _repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> Asy
 
 
 async def _tend_keys(runtime: Runtime) -> None:
-    await asyncio.to_thread(runtime.keys.tend, runtime.now())
+    now = runtime.now()
+    published = runtime.keys.jwks(now)
+    await asyncio.to_thread(runtime.keys.tend, now)
+    if runtime.keys.jwks(now) != published:
+        runtime.revocations.announce_keys()
 
 
 async def _prune(runtime: Runtime) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from enum import Enum
 
 from identity_service.database import Database
 from identity_service.revocation import RevokedIndex, store
@@ -29,32 +30,39 @@ MAX_FOLLOWERS = 2000
 """Streams of one process. Anyone may open one, and each costs a connection and some kilobytes."""
 
 
+class News(Enum):
+    """What followers hear besides revocations."""
+
+    KEYS = "keys"  # the published keys are others than a moment ago
+    END = "end"  # no more will come
+
+
 class Follower:
     """Somebody who hears of every revocation from now on."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[RevokedIndex | None] = asyncio.Queue(FOLLOWER_QUEUE)
+        self._queue: asyncio.Queue[RevokedIndex | News] = asyncio.Queue(FOLLOWER_QUEUE)
 
-    async def next(self, *, within: float) -> RevokedIndex | None:
-        """Return the next revocation, None when no more will come.
+    async def next(self, *, within: float) -> RevokedIndex | News:
+        """Return what is heard next.
 
         Raises:
             TimeoutError: there was none within that many seconds.
         """
         return await asyncio.wait_for(self._queue.get(), within)
 
-    def tell(self, revoked: RevokedIndex) -> bool:
-        """Queue a revocation; return False when the follower does not keep up."""
+    def tell(self, news: RevokedIndex | News) -> bool:
+        """Queue some news; return False when the follower does not keep up."""
         if self._queue.full():
             return False
-        self._queue.put_nowait(revoked)
+        self._queue.put_nowait(news)
         return True
 
     def dismiss(self) -> None:
         """Let the follower go: what it has not heard yet is in the lists."""
         while not self._queue.empty():
             self._queue.get_nowait()
-        self._queue.put_nowait(None)
+        self._queue.put_nowait(News.END)
 
 
 class RevocationFeed:
@@ -131,6 +139,10 @@ class RevocationFeed:
         finally:
             self._followers.discard(follower)
 
+    def announce_keys(self) -> None:
+        """Tell followers that the published keys have changed, so that a key that was stolen serves nobody any more."""
+        self._tell(News.KEYS)
+
     def close(self) -> None:
         """Let every follower go, so that the process can stop."""
         self._closed = True
@@ -145,7 +157,10 @@ class RevocationFeed:
         entries[place.index] = revoked
         self.versions[place.list_number] = self.versions.get(place.list_number, 0) + 1
         self._seen_at = revoked.recorded_at if self._seen_at is None else max(self._seen_at, revoked.recorded_at)
+        self._tell(revoked)
+
+    def _tell(self, news: RevokedIndex | News) -> None:
         for follower in list(self._followers):
-            if not follower.tell(revoked):
+            if not follower.tell(news):
                 follower.dismiss()
                 self._followers.discard(follower)

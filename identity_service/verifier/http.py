@@ -52,13 +52,22 @@ class Border:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tls: ssl.SSLContext | None = None
 
-    async def get(self, url: str, *, accept: str, max_length: int, etag: str | None = None) -> Answer:
+    async def get(
+        self, url: str, *, accept: str, max_length: int, etag: str | None = None, fresh: bool = False
+    ) -> Answer:
         """Ask once.
+
+        Args:
+            fresh: whether caches on the way must ask the issuer themselves.
 
         Raises:
             FetchFailed: no answer in time, or one of another status, too long, or in a coding nobody asked for.
         """
-        headers = {"Accept": accept} | ({"If-None-Match": etag} if etag else {})
+        headers = {"Accept": accept}
+        if etag:
+            headers["If-None-Match"] = etag
+        if fresh:
+            headers["Cache-Control"] = "no-cache"
         try:
             async with asyncio.timeout(TIMEOUT), self.stream(url, headers=headers, timeout=TIMEOUT) as answer:
                 if answer.status_code in {304, 404}:

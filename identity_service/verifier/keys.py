@@ -27,6 +27,8 @@ log = logging.getLogger("identity_service.verifier")
 COOLDOWN = 30.0
 """Seconds between two requests to the issuer that unknown key ids may cause, all of them together."""
 NEGATIVE_LIFETIME = 300.0
+SETTLED = 3.0
+"""Seconds after which every replica of the issuer publishes the keys of which one has spoken."""
 MIN_LIFETIME, DEFAULT_LIFETIME, MAX_LIFETIME = 30.0, 300.0, 86_400.0
 MAX_LENGTH = 256 * 1024
 MAX_KEYS = 100
@@ -85,6 +87,7 @@ class Keys:
         self._retry_at = float("-inf")
         self._failures = 0
         self._flight: asyncio.Task[None] | None = None
+        self._settled_at = float("-inf")
         self._unknown_refetch_at = float("-inf")
         self._unknown: dict[str, float] = {}
 
@@ -125,6 +128,11 @@ class Keys:
         if self._is_dead(self._clock()):
             raise TokenRejected("keys_unavailable")
 
+    def hear_changed(self) -> None:
+        """Ask now, because the issuer says that its keys have changed, and again when all its replicas must know."""
+        self._settled_at = self._clock() + SETTLED
+        self._fetch()
+
     def _is_dead(self, now: float) -> bool:
         return self._confirmed_at is None or now - self._confirmed_at >= self._max_age
 
@@ -156,7 +164,7 @@ class Keys:
     async def _renew(self) -> None:
         try:
             answer = await self._border.get(
-                self._url, accept="application/json", max_length=MAX_LENGTH, etag=self._etag
+                self._url, accept="application/json", max_length=MAX_LENGTH, etag=self._etag, fresh=self._is_unsettled()
             )
             self._take(answer)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the keys held stay in force
@@ -182,7 +190,10 @@ class Keys:
         lifetime = min(max(_lifetime(answer.headers), MIN_LIFETIME), MAX_LIFETIME)
         self._confirmed_at, self._failures, self._retry_at = now, 0, float("-inf")
         self._stale_at = now + lifetime
-        self.due_at = now + min(lifetime * 0.8, self._max_age)
+        self.due_at = self._settled_at if self._is_unsettled() else now + min(lifetime * 0.8, self._max_age)
+
+    def _is_unsettled(self) -> bool:
+        return self._clock() < self._settled_at
 
 
 def parse(body: bytes, algorithms: Collection[str]) -> dict[str, Key]:

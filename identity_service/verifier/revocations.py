@@ -387,6 +387,8 @@ class Revocations:
             held.connection = 0
 
     def _hear(self, event: Event) -> None:
+        if event.name == "keys":
+            self._keys.hear_changed()
         if event.name != "revoked":
             return
         try:

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from identity_service.errors import DatabaseUnavailable
 from identity_service.revocation import RevokedIndex
+from identity_service.revocation.feed import News
 from identity_service.revocation.status_lists import TIME_TO_LIVE, StatusLists
 from identity_service.runtime import Runtime
 from identity_service.web.dependencies import public, runtime_of
@@ -42,7 +43,10 @@ async def lists(request: Request) -> JSONResponse:
 @router.get("/status-lists/events")
 @public
 async def events(request: Request) -> StreamingResponse:
-    """Every revocation as it happens, as server-sent events; `Last-Event-ID` resumes without a gap."""
+    """Every revocation as it happens, as server-sent events; `Last-Event-ID` resumes without a gap.
+
+    `event: keys` says that the JWKS has changed before anybody's copy of it is too old.
+    """
     runtime = runtime_of(request)
     if not runtime.revocations.is_current or runtime.revocations.is_full:
         raise DatabaseUnavailable(detail="what has been revoked cannot be read, or too many follow")
@@ -79,13 +83,13 @@ async def _events(runtime: Runtime, since: datetime | None) -> AsyncIterator[str
                 yield _event(runtime.status_lists, revoked)
         while runtime.revocations.is_current:
             try:
-                revoked_now = await follower.next(within=HEARTBEAT_SECONDS)
+                news = await follower.next(within=HEARTBEAT_SECONDS)
             except TimeoutError:
                 yield ": still here\n\n"
                 continue
-            if revoked_now is None:
+            if news is News.END:
                 return
-            yield _event(runtime.status_lists, revoked_now)
+            yield "event: keys\ndata: {}\n\n" if news is News.KEYS else _event(runtime.status_lists, news)
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,6 @@
 """The service as a process: starting, refusing to start, stopping, being killed, and several workers."""
 
+import asyncio
 import re
 import signal
 import socket
@@ -13,9 +14,11 @@ import httpx2
 import jwt
 import pytest
 
+from identity_service.verifier import TokenRejected, Verifier
 from tests.cli.conftest import StartService
 from tests.conftest import PASSWORD, bearer
 from tests.services import Service, free_port, log_in, refresh, sign_up
+from tests.verifier.conftest import until
 
 
 def refused(service: Service) -> tuple[int, str]:
@@ -189,6 +192,22 @@ def test_workers_take_up_a_rotation_within_five_seconds_and_refuse_nothing(serve
         assert keys.get_signing_key(kid), "known without fetching again"
         in_a_row = 0 if kid == before else in_a_row + 1
     assert len(service.get("/.well-known/jwks.json").json()["keys"]) == 3
+
+
+async def test_a_revoked_key_is_refused_by_other_services_within_seconds(serve: StartService):
+    """KEY-3: they hear of it on the stream, long before their copy of the JWKS is too old."""
+    service = await asyncio.to_thread(serve)
+    token = (await asyncio.to_thread(sign_up, service))["access_token"]
+    async with Verifier(service.environment["IDENTITY_ISSUER_URL"], audience="api") as verifier:
+        await verifier.verify(token)
+        await until(lambda: verifier.status().stream_connected)
+        kid = jwt.get_unverified_header(token)["kid"]
+        program = [sys.executable, "-m", "identity_service", "keys", "revoke", kid, "--yes"]
+        done = await asyncio.create_subprocess_exec(*program, env=service.environment, stdout=subprocess.DEVNULL)
+        assert await done.wait() == 0
+        await until(lambda: kid not in verifier.status().keys, within=10)
+        with pytest.raises(TokenRejected, match="unknown_key"):
+            await verifier.verify(token)
 
 
 def test_a_polite_stop_turns_readiness_first(serve: StartService):

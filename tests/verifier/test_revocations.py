@@ -18,7 +18,7 @@ from identity_service.verifier import revocations as revocations_module
 from identity_service.verifier.claims import StatusReference
 from identity_service.verifier.events import Event, EventReader
 from identity_service.verifier.revocations import OnStale
-from identity_service.verifier.testing import TestIssuer
+from identity_service.verifier.testing import TestIssuer, _public_jwk
 from tests.verifier.conftest import AUDIENCE, ISSUER, LIST, Clock, Issuer, until
 
 
@@ -277,6 +277,26 @@ async def test_an_event_that_makes_no_sense_is_ignored(
         await until(lambda: "event_ignored" in caplog.text)
     assert verifier.status().stream_connected
     assert not verifier._revocations._overlay
+
+
+async def test_an_event_of_other_keys_has_them_fetched_now_and_again_when_every_replica_knows(
+    issuer: Issuer, verifier: Verifier, now: Clock, other_key: rsa.RSAPrivateKey
+) -> None:
+    """The key that was stolen is not used for as long as the JWKS says that it may be kept."""
+    token = indexed(issuer, 1)
+    await verifier.verify(token)
+    await connected(verifier)
+    issuer.streams[0].say("event: keys\ndata: {}\n\n")
+    await until(lambda: issuer.keys_asked == 2)
+    assert issuer.requests[-1].headers["cache-control"] == "no-cache"
+    issuer.keys = [_public_jwk(other_key)]
+    now.advance(3)
+    await verifier.verify(token)
+    await until(lambda: issuer.keys_asked == 3)
+    await refused(verifier, token, "unknown_key")
+    now.advance(60)
+    await refused(verifier, token, "unknown_key")
+    assert issuer.requests[-1].headers.get("cache-control") is None
 
 
 async def test_an_event_without_an_end_holds_for_a_day(issuer: Issuer, verifier: Verifier, now: Clock) -> None:

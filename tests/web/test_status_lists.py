@@ -11,7 +11,7 @@ import jwt
 import pytest
 
 from identity_service.revocation import RevokedIndex
-from identity_service.revocation.feed import FOLLOWER_QUEUE, LOOKS_PER_LONG_ONE
+from identity_service.revocation.feed import FOLLOWER_QUEUE, LOOKS_PER_LONG_ONE, News
 from tests.conftest import ISSUER, START, Api, StartApi, bearer
 
 SOMETHING = RevokedIndex(0, START, START)
@@ -289,6 +289,14 @@ async def test_an_id_that_is_none_of_ours_is_ignored(api, alice, unknown):
             await stream.chunk(0.2)
 
 
+async def test_an_event_tells_of_other_keys(api, clock):
+    """A key that was stolen is revoked; nobody should go on with a copy of the JWKS for as long as it is fresh."""
+    async with Stream(api) as stream:
+        clock.advance(hours=1)
+        api.keys.folder.rotate(requested_at=clock(), now=clock(), publish_window=timedelta(0), at_once=True)
+        assert await stream.chunk(5) == b"event: keys\ndata: {}\n\n"
+
+
 async def test_silence_is_broken_by_comments(api, monkeypatch):
     monkeypatch.setattr("identity_service.web.status_lists.HEARTBEAT_SECONDS", 0.05)
     async with Stream(api) as stream:
@@ -307,10 +315,10 @@ async def test_a_follower_that_does_not_keep_up_is_let_go(api, alice):
     """Its queue is bounded; what it missed is in the list."""
     with api.runtime.revocations.follow() as follower:
         for _ in range(FOLLOWER_QUEUE):
-            follower.tell(None)
+            follower.tell(SOMETHING)
         await revoke(api, alice, await alice.log_in())
         await heard(api)
-        assert await follower.next(within=1) is None
+        assert await follower.next(within=1) is News.END
 
 
 async def test_nothing_is_said_while_the_table_cannot_be_read(api, alice, monkeypatch):
