@@ -11,7 +11,13 @@ run: .venv/run.stamp ## Run the service (embedded Postgres unless DATABASE_URL i
 	@IDENTITY_MIGRATE_ON_START=$${IDENTITY_MIGRATE_ON_START:-on} exec $(BIN)/identity-service serve
 
 demo: .venv/run.stamp ## Sign up, log in, verify, refresh, log out, and see the token refused
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python -m examples.demo
+
+example-todos: .venv/run.stamp ## Run examples/todos.py: an API that verifies tokens (PORT=8001)
+	@$(BIN)/python -m examples.start todos
+
+example-chat: .venv/run.stamp ## Run examples/chat.py: a WebSocket chat with a page (PORT=8002)
+	@$(BIN)/python -m examples.start chat
 
 test: .venv/dev.stamp ## Run the tests (they start their own Postgres)
 	@$(BIN)/pytest -q -n auto --dist worksteal
@@ -50,8 +56,8 @@ LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-e
 
 lock: ## Pin the dependencies again (needs uv)
 	$(LOCK) --extra server --group build -o requirements/server.txt
-	$(LOCK) --extra server --group build --group embedded -o requirements/run.txt
-	$(LOCK) --extra server --group build --group embedded --group test --group lint -o requirements/dev.txt
+	$(LOCK) --extra server --group build --group embedded --group examples -o requirements/run.txt
+	$(LOCK) --extra server --group build --group embedded --group examples --group test --group lint -o requirements/dev.txt
 
 clean: ## Remove the environment and the local database; the keys stay
 	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
@@ -72,4 +78,4 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help run demo test check static coverage soak jose migrate keys rotate-keys format lock clean
+.PHONY: help run demo example-todos example-chat test check static coverage soak jose migrate keys rotate-keys format lock clean

@@ -4,29 +4,22 @@
 starts a service of its own with a database and keys in a temporary folder, and stops it at the end.
 """
 
-import os
 import secrets
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import jwt
+
+from examples.start import service
 
 USERNAME = f"demo-{secrets.token_hex(4)}"
 PASSWORD = secrets.token_urlsafe(24)
 
 
 def main() -> None:
-    with service() as issuer, httpx2.Client(base_url=issuer, timeout=10) as http:
-        tour(issuer, http)
+    with service() as running, httpx2.Client(base_url=running.issuer, timeout=10) as http:
+        tour(running.issuer, http)
 
 
 def tour(issuer: str, http: httpx2.Client) -> None:
@@ -100,57 +93,6 @@ def answer(response: httpx2.Response, expected: int) -> dict[str, Any]:
         sys.exit(f"demo: expected {expected}, got {response.status_code}: {response.text}")
     body: dict[str, Any] = response.json()
     return body
-
-
-@contextmanager
-def service() -> Iterator[str]:
-    """Yield the issuer of a running service, started here if there is none."""
-    issuer = os.environ.get("IDENTITY_ISSUER_URL", "http://localhost:8000")
-    if is_up(issuer):
-        print(f"Using the service at {issuer}.")
-        yield issuer
-        return
-    print(f"Nothing answers at {issuer}: starting a service of our own for the demo ...")
-    with tempfile.TemporaryDirectory(prefix="identity-demo-") as folder, socket.socket() as free:
-        Path(folder).chmod(0o755)
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        own = {
-            "IDENTITY_BIND": f"127.0.0.1:{port}",
-            "IDENTITY_ISSUER_URL": f"http://localhost:{port}",
-            "IDENTITY_EMBEDDED_DIR": f"{folder}/postgres",
-            "IDENTITY_KEYS_DIR": f"{folder}/keys",
-            "IDENTITY_LOG_LEVEL": "warning",
-            "IDENTITY_MIGRATE_ON_START": "on",
-        }
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("IDENTITY_")}
-        kept.pop("DATABASE_URL", None)
-        command = [sys.executable, "-m", "identity_service", "serve"]
-        process = subprocess.Popen(command, env=kept | own, stdout=subprocess.DEVNULL)  # noqa: S603 - our own service
-        try:
-            wait_for(own["IDENTITY_ISSUER_URL"], process)
-            yield own["IDENTITY_ISSUER_URL"]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
-
-
-def is_up(issuer: str) -> bool:
-    try:
-        return httpx2.get(f"{issuer}/readyz", timeout=2).status_code == 200
-    except httpx2.HTTPError:
-        return False
-
-
-def wait_for(issuer: str, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(300):
-        if is_up(issuer):
-            return
-        if process.poll() is not None:
-            sys.exit("demo: the service did not start; see the lines above")
-        time.sleep(0.1)
-    sys.exit("demo: the service did not answer within 30 seconds")
 
 
 def step(title: str, how: str) -> None:

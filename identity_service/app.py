@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from identity_service import logs
 from identity_service import settings as configuration
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.accounts.roles import OfferedScopes
 from identity_service.database import open_database
 from identity_service.errors import DatabaseUnavailable
 from identity_service.revocation import CHANNEL
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 KEYRING_POLL_SECONDS = 2.0
 PRUNE_SECONDS = 60.0
+LEARN_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 LISTEN_AGAIN_SECONDS = 1.0
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -59,7 +61,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
             async with open_database(url, pool_size=settings.database_pool_size) as database:
                 revocations = RevocationFeed(database)
                 status_lists = StatusLists(revocations, keys, issuer=settings.issuer_url)
-                runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, now)
+                runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, OfferedScopes(), now)
                 app.state.runtime = runtime
                 _stop_gently(app, runtime)
                 with suppress(DatabaseUnavailable):  # then it is the first thing done when the database is there
@@ -69,7 +71,8 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 pruning = _repeating(PRUNE_SECONDS, lambda: _prune(runtime))
                 listening = _repeating(LISTEN_AGAIN_SECONDS, lambda: database.listen(CHANNEL, heard.set))
                 looking = _repeating(0, lambda: _look(runtime, heard))
-                async with tending, pruning, listening, looking:
+                learning = _repeating(LEARN_SECONDS, lambda: _learn(runtime))
+                async with tending, pruning, listening, looking, learning:
                     yield
         finally:
             passwords.close()
@@ -164,6 +167,11 @@ async def _prune(runtime: Runtime) -> None:
     runtime.revocations.forget_expired(runtime.now())
     async with runtime.database.connection() as db:
         await lifecycle.prune(db, now=runtime.now())
+
+
+async def _learn(runtime: Runtime) -> None:
+    async with runtime.database.connection() as db:
+        await runtime.offered_scopes.look(db)
 
 
 async def _look(runtime: Runtime, heard: asyncio.Event) -> None:

@@ -72,6 +72,26 @@ class UserNotFound(IdentityError):
     default_text = "There is no such user."
 
 
+class RoleNotFound(IdentityError):
+    default_text = "There is no such role."
+
+
+class RoleTaken(IdentityError):
+    default_text = "There already is a role of this name."
+
+
+class RoleBuiltIn(IdentityError):
+    default_text = "This role is built in; it cannot be created, changed or deleted."
+
+
+class RoleInUse(IdentityError):
+    default_text = "Users have this role."
+
+
+class RoleRejected(IdentityError):
+    default_text = "A role cannot have this name or give these scopes."
+
+
 # Tokens, sessions and clients
 
 

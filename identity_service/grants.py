@@ -53,7 +53,7 @@ async def password(runtime: Runtime, client: Client, *, username: str, password:
             uuid7(now),
             user.id,
             client_id=client.client_id,
-            scope=roles.granted(requested, user.roles),
+            scope=roles.granted(requested, roles.given(user.roles, credentials.role_scopes)),
             amr=("pwd",),
             password_changed_at=user.password_changed_at,
             now=now,
@@ -87,7 +87,8 @@ async def refresh_token(runtime: Runtime, client: Client, *, unverified_token: s
 def _issue(runtime: Runtime, key: Key, session: Session, *, scope: Sequence[str], now: datetime) -> IssuedTokens:
     """Sign the two tokens of a session. A role lost since the login takes its scopes along."""
     settings = runtime.settings
-    scope = roles.granted(scope, session.roles)
+    given = roles.given(session.roles, session.role_scopes)
+    scope = tuple(name for name in scope if name in given)
     expires_at = min(now + settings.access_lifetime, session.expires_at)
     refresh_expires_at = session.refresh_expires_at(runtime.session_limits)
     access_token = access.mint(
@@ -103,7 +104,7 @@ def _issue(runtime: Runtime, key: Key, session: Session, *, scope: Sequence[str]
             expires_at=expires_at,
             authenticated_at=session.authenticated_at,
             amr=session.amr,
-            scope=tuple(scope),
+            scope=scope,
             roles=session.roles,
         ),
         runtime.status_lists.reference(session.status_index),
@@ -123,7 +124,7 @@ def _issue(runtime: Runtime, key: Key, session: Session, *, scope: Sequence[str]
     return IssuedTokens(
         access_token=access_token,
         expires_in=int((expires_at - now).total_seconds()),
-        scope=tuple(scope),
+        scope=scope,
         refresh_token=refresh_token,
         refresh_token_expires_in=int((refresh_expires_at - now).total_seconds()),
     )

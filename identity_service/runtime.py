@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from identity_service.accounts.hashing import PasswordHashing
+from identity_service.accounts.roles import OfferedScopes
 from identity_service.database import Database
 from identity_service.revocation.feed import RevocationFeed
 from identity_service.revocation.status_lists import StatusLists
@@ -23,6 +24,7 @@ class Runtime:
     revocations: RevocationFeed
     status_lists: StatusLists
     passwords: PasswordHashing
+    offered_scopes: OfferedScopes
     now: Callable[[], datetime]
 
     @property

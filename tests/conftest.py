@@ -166,7 +166,9 @@ def database_url(migrated: str) -> str:
 
     async def empty() -> None:
         connection = await asyncpg.connect(migrated)
-        await connection.execute("DELETE FROM revoked_tokens; DELETE FROM sessions; DELETE FROM users")
+        await connection.execute(
+            "DELETE FROM revoked_tokens; DELETE FROM sessions; DELETE FROM users; DELETE FROM roles"
+        )
         await connection.close()
 
     asyncio.run(empty())

@@ -63,6 +63,24 @@ def test_the_schema_goes_up_and_down_and_up_again(new_database: Callable[[str], 
     assert any(line.startswith("sessions.generation") for line in first)
 
 
+def test_roles_that_users_had_before_roles_gave_scopes_exist_afterwards(new_database: Callable[[str], str]):
+    """Nobody loses a role by the migration; `admin` is built in and not in the table."""
+
+    async def ask(sql: str) -> list[tuple[str, list[str]]]:
+        connection = await asyncpg.connect(url)
+        rows = await connection.fetch(sql)
+        await connection.close()
+        return [tuple(row) for row in rows]
+
+    url = new_database("roles_before")
+    upgrade(url, "0002")
+    users = "INSERT INTO users (id, username, password_hash, password_changed_at, roles, created_at) VALUES "
+    for username, roles in (("alice", "{admin,clerk}"), ("bob", "{clerk,driver}")):
+        asyncio.run(ask(f"{users} (gen_random_uuid(), '{username}', '', now(), '{roles}', now())"))
+    upgrade(url)
+    assert asyncio.run(ask("SELECT name, scopes FROM roles ORDER BY name")) == [("clerk", []), ("driver", [])]
+
+
 def test_the_head_that_serving_expects_is_the_newest_migration(migrated):
     scripts = ScriptDirectory.from_config(alembic_config(migrated))
     assert scripts.get_heads() == [SCHEMA_HEAD]

@@ -1,7 +1,8 @@
 """Users: who they are, what their passwords must be, how they prove themselves, what their roles give.
 
 `registration` makes and changes accounts, `authentication` proves who asks, `passwords` holds the policy, `hashing` the
-threads that run Argon2id, `roles` the scopes. What lives on after a login is the business of `sessions`.
+threads that run Argon2id, `roles` what roles there are and the scopes they give. What lives on after a login is the
+business of `sessions`.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,17 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a login is checked against."""
+    """What a login is checked against, and what the user's roles give it; see `roles.given`."""
 
     user: User
     password_hash: str
+    role_scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A name that users can be given, and the scopes that come with it. One that is built in was never created."""
+
+    name: str
+    scopes: tuple[str, ...]
+    created_at: datetime | None

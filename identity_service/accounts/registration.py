@@ -11,6 +11,7 @@ from precis_i18n import get_profile
 
 from identity_service.accounts import User, passwords, store
 from identity_service.accounts.hashing import PasswordHashing
+from identity_service.accounts.roles import keep as keep_roles
 from identity_service.database import Connection
 from identity_service.errors import CurrentPasswordWrong, EmailRejected, UsernameRejected, UserNotFound
 from identity_service.revocation.revoking import Reason
@@ -90,14 +91,16 @@ async def register(
     roles: Sequence[str],
     now: datetime,
 ) -> User:
-    """Make an account.
+    """Make an account. Call within a transaction when it has roles.
 
     Args:
         username, email: normalised.
 
     Raises:
+        RoleNotFound: one of the roles does not exist; the detail names it.
         UsernameTaken: another account has this username.
     """
+    await keep_roles(db, roles)
     return await store.insert(
         db, user_id, username=username, password_hash=password_hash, email=email, roles=roles, now=now
     )

@@ -1,14 +1,35 @@
-"""Roles and the scopes they give."""
+"""Roles and the scopes they give.
+
+A login is granted what its user's roles give at that moment, and its session never gains a scope after that. What a
+refresh carries is what is left of it: the scopes of the login that the roles still give. `admin` is built in: it always
+gives `identity:admin` and nothing else does, so that nobody can lock all administrators out or make one by accident.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
-from identity_service.errors import ScopeRejected
+from identity_service.accounts import Role, User, store
+from identity_service.database import Connection
+from identity_service.errors import (
+    RoleBuiltIn,
+    RoleInUse,
+    RoleNotFound,
+    RoleRejected,
+    RoleTaken,
+    ScopeRejected,
+    UserNotFound,
+)
+from identity_service.revocation.revoking import Reason
+from identity_service.sessions import lifecycle
 
 ADMIN = "admin"
-SCOPES: dict[str, tuple[str, ...]] = {ADMIN: ("identity:admin",)}
-ROLE_NAME = re.compile(r"[a-z][a-z0-9_.:-]{0,63}", re.ASCII)
+BUILT_IN: dict[str, Role] = {ADMIN: Role(ADMIN, ("identity:admin",), None)}
+RESERVED = "identity:"
+"""How scopes of this service itself begin. They are only ever given when asked for by name."""
 
+# A role is named in URLs, in shells and in lists separated by spaces.
+_ROLE_NAME = re.compile(r"[a-z][a-z0-9_.:-]{0,63}", re.ASCII)
 # scope-token of RFC 6749 3.3.
 _SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,128}", re.ASCII)
 _MOST_SCOPES = 64
@@ -26,7 +47,175 @@ def parse_scope(unverified_scope: str) -> tuple[str, ...]:
     return requested
 
 
-def granted(requested: Sequence[str], roles: Sequence[str]) -> tuple[str, ...]:
-    """Return the requested scopes that the roles give. `identity:*` is only ever given when asked for by name."""
-    given = {scope for role in roles for scope in SCOPES.get(role, ())}
+def given(roles: Iterable[str], role_scopes: Iterable[str]) -> set[str]:
+    """Return all the scopes that roles give.
+
+    Args:
+        role_scopes: what the database says that those roles give; it does not know the built-in ones.
+    """
+    return {scope for role in roles if role in BUILT_IN for scope in BUILT_IN[role].scopes}.union(role_scopes)
+
+
+def granted(requested: Sequence[str], given: set[str]) -> tuple[str, ...]:
+    """Return the scopes of a login: those of the requested that are given. None requested: all, but no `identity:*`."""
+    if not requested:
+        return tuple(sorted(scope for scope in given if not scope.startswith(RESERVED)))
     return tuple(scope for scope in requested if scope in given)
+
+
+async def create(db: Connection, unverified_name: str, *, scope: str, now: datetime) -> Role:
+    """Make a role.
+
+    Args:
+        scope: what it gives, separated by spaces.
+
+    Raises:
+        RoleRejected: a name or a scope that a role cannot have.
+        RoleBuiltIn, RoleTaken: there is one of this name.
+    """
+    _refuse_built_in(unverified_name)
+    if not _ROLE_NAME.fullmatch(unverified_name):
+        raise RoleRejected(
+            "A role is named by at most 64 lower-case letters, digits and _.:- and begins with a letter."
+        )
+    role = await store.insert_role(db, unverified_name, scopes=_scopes_of_role(scope), now=now)
+    if role is None:
+        raise RoleTaken
+    return role
+
+
+async def find(db: Connection, unverified_name: str) -> Role:
+    """Return a role.
+
+    Raises:
+        RoleNotFound: there is none of this name.
+    """
+    if unverified_name in BUILT_IN:
+        return BUILT_IN[unverified_name]
+    role = await store.find_role(db, unverified_name) if _ROLE_NAME.fullmatch(unverified_name) else None
+    if role is None:
+        raise RoleNotFound(detail=unverified_name)
+    return role
+
+
+async def list_all(db: Connection) -> list[Role]:
+    """Return the roles, the built-in ones first, the others by name."""
+    return [*BUILT_IN.values(), *await store.list_roles(db)]
+
+
+async def set_scopes(db: Connection, unverified_name: str, *, scope: str) -> Role:
+    """Replace what a role gives. Sessions hear of it at their next refresh.
+
+    Raises:
+        RoleRejected: a scope that a role cannot give.
+        RoleBuiltIn, RoleNotFound: it is not one that can be changed.
+    """
+    _refuse_built_in(unverified_name)
+    scopes = _scopes_of_role(scope)
+    role = (
+        await store.update_role(db, unverified_name, scopes=scopes) if _ROLE_NAME.fullmatch(unverified_name) else None
+    )
+    if role is None:
+        raise RoleNotFound(detail=unverified_name)
+    return role
+
+
+async def delete(db: Connection, unverified_name: str) -> None:
+    """Delete a role that no user has. Call within a transaction.
+
+    Raises:
+        RoleBuiltIn, RoleNotFound: it is not one that can be deleted.
+        RoleInUse: users have it; the text says how many.
+    """
+    _refuse_built_in(unverified_name)
+    await find(db, unverified_name)
+    # Locked before its users are counted: whoever is granting it has committed by then, and nobody else begins.
+    await store.lock_role(db, unverified_name)
+    if users := await store.count_users(db, unverified_name):
+        raise RoleInUse(f"{users} users have this role." if users > 1 else "1 user has this role.")
+    await store.delete_role(db, unverified_name)
+
+
+async def keep(db: Connection, unverified_names: Sequence[str]) -> None:
+    """Keep roles from being deleted until the transaction ends, so that they can be given to a user.
+
+    Raises:
+        RoleNotFound: one of them does not exist; the detail names it.
+    """
+    for name in unverified_names:
+        if name not in BUILT_IN and not (_ROLE_NAME.fullmatch(name) and await store.share_role(db, name)):
+            raise RoleNotFound(detail=name)
+
+
+async def grant(db: Connection, username: str, unverified_role: str, *, end_sessions: bool, now: datetime) -> User:
+    """Give a user a role; who has it already keeps it. Call within a transaction.
+
+    Args:
+        username: normalised.
+        end_sessions: log the user out everywhere, so that no token without the role is left.
+
+    Raises:
+        RoleNotFound, UserNotFound: there is none of this name.
+    """
+    await keep(db, [unverified_role])
+    user = await store.add_role(db, username, unverified_role)
+    return await _changed(db, user, end_sessions=end_sessions, now=now)
+
+
+async def revoke(db: Connection, username: str, unverified_role: str, *, end_sessions: bool, now: datetime) -> User:
+    """Take a role from a user who may or may not have it. Call within a transaction.
+
+    Args:
+        username: normalised.
+        end_sessions: log the user out everywhere, so that no token with the role is left.
+
+    Raises:
+        RoleNotFound, UserNotFound: there is none of this name.
+    """
+    # A misspelt role must not look like one that was taken away.
+    await find(db, unverified_role)
+    user = await store.remove_role(db, username, unverified_role)
+    return await _changed(db, user, end_sessions=end_sessions, now=now)
+
+
+class OfferedScopes:
+    """The scopes that any role gives, for the metadata, which must answer without the database.
+
+    The service looks every few seconds and keeps what it saw while the database is away. Clients cache the metadata for
+    minutes, so nobody could tell a fresher answer apart.
+    """
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self._take_up(BUILT_IN.values())
+
+    async def look(self, db: Connection) -> None:
+        self._take_up(await list_all(db))
+
+    def _take_up(self, roles: Iterable[Role]) -> None:
+        self.names = tuple(sorted({scope for role in roles for scope in role.scopes}))
+
+
+def _refuse_built_in(name: str) -> None:
+    if name in BUILT_IN:
+        raise RoleBuiltIn
+
+
+def _scopes_of_role(scope: str) -> tuple[str, ...]:
+    try:
+        scopes = parse_scope(scope)
+    except ScopeRejected:
+        raise RoleRejected(
+            f"A role gives at most {_MOST_SCOPES} scopes of printable ASCII, separated by single spaces."
+        ) from None
+    if any(name.startswith(RESERVED) for name in scopes):
+        raise RoleRejected(f"Scopes that begin with {RESERVED} belong to this service; the role {ADMIN} gives them.")
+    return scopes
+
+
+async def _changed(db: Connection, user: User | None, *, end_sessions: bool, now: datetime) -> User:
+    if user is None:
+        raise UserNotFound
+    if end_sessions:
+        await lifecycle.end_all(db, user.id, reason=Reason.ROLES_CHANGED, now=now)
+    return user

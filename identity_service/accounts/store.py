@@ -1,4 +1,4 @@
-"""SQL of the users."""
+"""SQL of the users and of their roles."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -6,12 +6,15 @@ from uuid import UUID
 
 import asyncpg
 
-from identity_service.accounts import Credentials, User
+from identity_service.accounts import Credentials, Role, User
 from identity_service.database import Connection, Record
 from identity_service.errors import UsernameTaken
 from identity_service.tokens.access import AccessClaims
 
 _USER = "u.id, u.username, u.email, u.email_verified, u.roles, u.created_at, u.password_changed_at, u.disabled_at"
+_CREDENTIALS = f"""
+    {_USER}, u.password_hash, ARRAY(SELECT unnest(r.scopes) FROM roles AS r WHERE r.name = ANY(u.roles)) AS role_scopes
+"""
 
 INSERT = f"""
     INSERT INTO users AS u (id, username, email, password_hash, password_changed_at, roles, created_at)
@@ -19,8 +22,8 @@ INSERT = f"""
     RETURNING {_USER}
 """
 FIND = f"SELECT {_USER} FROM users AS u WHERE u.username = $1"
-FIND_CREDENTIALS = f"SELECT {_USER}, u.password_hash FROM users AS u WHERE u.username = $1"
-FIND_CREDENTIALS_BY_ID = f"SELECT {_USER}, u.password_hash FROM users AS u WHERE u.id = $1"
+FIND_CREDENTIALS = f"SELECT {_CREDENTIALS} FROM users AS u WHERE u.username = $1"
+FIND_CREDENTIALS_BY_ID = f"SELECT {_CREDENTIALS} FROM users AS u WHERE u.id = $1"
 # One look at everything that can end a token before its time, in the database that every worker shares.
 FIND_CALLER = f"""
     SELECT {_USER} FROM users AS u JOIN sessions AS s ON s.user_id = u.id
@@ -44,6 +47,25 @@ UPDATE_PASSWORD = """
 SET_DISABLED = f"UPDATE users AS u SET disabled_at = $2 WHERE u.username = $1 RETURNING {_USER}"
 LOCK = "SELECT id FROM users WHERE id = $1 FOR UPDATE"
 DELETE = "DELETE FROM users WHERE id = $1"
+ADD_ROLE = f"""
+    UPDATE users AS u SET roles = CASE WHEN $2 = ANY(u.roles) THEN u.roles ELSE array_append(u.roles, $2) END
+     WHERE u.username = $1
+    RETURNING {_USER}
+"""
+REMOVE_ROLE = f"UPDATE users AS u SET roles = array_remove(u.roles, $2) WHERE u.username = $1 RETURNING {_USER}"
+COUNT_USERS = "SELECT count(*) FROM users WHERE $1 = ANY(roles)"
+
+INSERT_ROLE = """
+    INSERT INTO roles (name, scopes, created_at) VALUES ($1, $2, $3)
+    ON CONFLICT DO NOTHING
+    RETURNING name, scopes, created_at
+"""
+FIND_ROLE = "SELECT name, scopes, created_at FROM roles WHERE name = $1"
+LIST_ROLES = "SELECT name, scopes, created_at FROM roles ORDER BY name"
+UPDATE_ROLE = "UPDATE roles SET scopes = $2 WHERE name = $1 RETURNING name, scopes, created_at"
+LOCK_ROLE = "SELECT name FROM roles WHERE name = $1 FOR UPDATE"
+SHARE_ROLE = "SELECT name FROM roles WHERE name = $1 FOR KEY SHARE"
+DELETE_ROLE = "DELETE FROM roles WHERE name = $1"
 
 
 async def insert(
@@ -71,12 +93,12 @@ async def find(db: Connection, username: str) -> User | None:
 
 async def find_credentials(db: Connection, username: str) -> Credentials | None:
     row = await db.fetchrow(FIND_CREDENTIALS, username)
-    return Credentials(_user(row), row["password_hash"]) if row is not None else None
+    return _credentials(row) if row is not None else None
 
 
 async def find_credentials_by_id(db: Connection, user_id: UUID) -> Credentials | None:
     row = await db.fetchrow(FIND_CREDENTIALS_BY_ID, user_id)
-    return Credentials(_user(row), row["password_hash"]) if row is not None else None
+    return _credentials(row) if row is not None else None
 
 
 async def find_caller(db: Connection, claims: AccessClaims) -> User | None:
@@ -119,6 +141,64 @@ async def lock(db: Connection, user_id: UUID) -> bool:
 
 async def delete(db: Connection, user_id: UUID) -> None:
     await db.execute(DELETE, user_id)
+
+
+async def add_role(db: Connection, username: str, role: str) -> User | None:
+    row = await db.fetchrow(ADD_ROLE, username, role)
+    return _user(row) if row is not None else None
+
+
+async def remove_role(db: Connection, username: str, role: str) -> User | None:
+    row = await db.fetchrow(REMOVE_ROLE, username, role)
+    return _user(row) if row is not None else None
+
+
+async def count_users(db: Connection, role: str) -> int:
+    """Return how many users have a role. Reads the whole table."""
+    count: int = await db.fetchval(COUNT_USERS, role)
+    return count
+
+
+async def insert_role(db: Connection, name: str, *, scopes: Sequence[str], now: datetime) -> Role | None:
+    """Insert a role unless there is one of this name."""
+    row = await db.fetchrow(INSERT_ROLE, name, list(scopes), now)
+    return _role(row) if row is not None else None
+
+
+async def find_role(db: Connection, name: str) -> Role | None:
+    row = await db.fetchrow(FIND_ROLE, name)
+    return _role(row) if row is not None else None
+
+
+async def list_roles(db: Connection) -> list[Role]:
+    return [_role(row) for row in await db.fetch(LIST_ROLES)]
+
+
+async def update_role(db: Connection, name: str, *, scopes: Sequence[str]) -> Role | None:
+    row = await db.fetchrow(UPDATE_ROLE, name, list(scopes))
+    return _role(row) if row is not None else None
+
+
+async def lock_role(db: Connection, name: str) -> None:
+    """Keep a role from being given to anybody until the transaction ends."""
+    await db.fetchval(LOCK_ROLE, name)
+
+
+async def share_role(db: Connection, name: str) -> bool:
+    """Keep a role from being deleted until the transaction ends; return whether there is one."""
+    return await db.fetchval(SHARE_ROLE, name) is not None
+
+
+async def delete_role(db: Connection, name: str) -> None:
+    await db.execute(DELETE_ROLE, name)
+
+
+def _credentials(row: Record) -> Credentials:
+    return Credentials(_user(row), row["password_hash"], tuple(row["role_scopes"]))
+
+
+def _role(row: Record) -> Role:
+    return Role(row["name"], tuple(row["scopes"]), row["created_at"])
 
 
 def _user(row: Record) -> User:

@@ -16,15 +16,19 @@ from identity_service.errors import IdentityError
 EXIT_CODES: dict[type[IdentityError], int] = {
     errors.ConfigurationError: 2,
     errors.UserNotFound: 3,
+    errors.RoleNotFound: 3,
     errors.KeyNotFound: 3,
     errors.UsernameTaken: 4,
+    errors.RoleTaken: 4,
+    errors.RoleBuiltIn: 4,
+    errors.RoleInUse: 4,
     errors.DatabaseUnavailable: 5,
     errors.KeysUnavailable: 5,
 }
 """What is not listed exits with 1."""
 
 COMMANDS = ("serve", "migrate", "healthcheck")
-NOUNS = ("keys", "users", "config")
+NOUNS = ("keys", "users", "roles", "config")
 
 
 def assemble(typed: str) -> typer.Typer:

@@ -1,16 +1,19 @@
 """What the commands share: the settings with their warnings, and a database, embedded if nobody names one."""
 
+import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from identity_service import settings as configuration
 from identity_service.database import Database, open_database
 from identity_service.embedded import postgres
 from identity_service.errors import DatabaseUnavailable
 from identity_service.settings import Settings, secret
+
+T = TypeVar("T")
 
 
 def load_settings() -> Settings:
@@ -50,6 +53,17 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
             f"The database at {place_of(url)} cannot be used; check DATABASE_URL and that the server runs.",
             detail=error.detail,
         ) from None
+
+
+def with_database(settings: Settings, work: Callable[[Database, Settings], Awaitable[T]]) -> T:
+    """Do some work on the database, the embedded one if nobody names another."""
+
+    async def run() -> T:
+        async with database(ready) as db:
+            return await work(db, ready)
+
+    with with_database_url(settings) as ready:
+        return asyncio.run(run())
 
 
 async def schema_revision(settings: Settings) -> str | None:

@@ -1,23 +1,20 @@
 """`users`: accounts from the command line. The first administrator comes from here."""
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from identity_service.accounts import User, registration, roles, store
+from identity_service.accounts import User, registration, store
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
-from identity_service.cli.environment import database, load_settings, print_json, with_database_url
+from identity_service.cli.environment import load_settings, print_json, with_database
 from identity_service.database import Database
-from identity_service.errors import ConfigurationError, UserNotFound
+from identity_service.errors import UserNotFound
 from identity_service.settings import Settings
 from identity_service.shell import utc_now, uuid7
 
 app = typer.Typer(no_args_is_help=True, help="Accounts.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-T = TypeVar("T")
 
 
 @app.command()
@@ -32,10 +29,6 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make an account."""
-    given = tuple(dict.fromkeys(role or ()))
-    for name in given:
-        if not roles.ROLE_NAME.fullmatch(name):
-            raise ConfigurationError("A role is named by lower-case letters, digits and _.:- only.")
     password = (
         _read_password() if password_stdin else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     )
@@ -50,12 +43,14 @@ def create(
             hashing, password, username=name, email=address, min_length=settings.password_min_length
         )
         now = utc_now()
-        async with db.connection() as connection:
-            return await registration.register(
-                connection, uuid7(now), username=name, password_hash=password_hash, email=address, roles=given, now=now
+        roles = tuple(dict.fromkeys(role or ()))
+        return await db.transact(
+            lambda connection: registration.register(
+                connection, uuid7(now), username=name, password_hash=password_hash, email=address, roles=roles, now=now
             )
+        )
 
-    _show(_with_database(settings, work), as_json=as_json)
+    _show(with_database(settings, work), as_json=as_json)
 
 
 @app.command()
@@ -69,7 +64,7 @@ def show(username: str, *, as_json: AsJson = False) -> None:
             raise UserNotFound
         return user
 
-    _show(_with_database(load_settings(), work), as_json=as_json)
+    _show(with_database(load_settings(), work), as_json=as_json)
 
 
 @app.command()
@@ -80,7 +75,7 @@ def disable(username: str, *, as_json: AsJson = False) -> None:
         name = registration.normalise_username(username)
         return await db.transact(lambda connection: registration.disable(connection, name, now=utc_now()))
 
-    _show(_with_database(load_settings(), work), as_json=as_json)
+    _show(with_database(load_settings(), work), as_json=as_json)
 
 
 @app.command()
@@ -91,7 +86,7 @@ def enable(username: str, *, as_json: AsJson = False) -> None:
         name = registration.normalise_username(username)
         return await db.transact(lambda connection: registration.enable(connection, name))
 
-    _show(_with_database(load_settings(), work), as_json=as_json)
+    _show(with_database(load_settings(), work), as_json=as_json)
 
 
 @app.command()
@@ -105,17 +100,8 @@ def delete(username: str) -> None:
             raise UserNotFound
         await db.transact(lambda connection: registration.delete(connection, user.id, now=utc_now()))
 
-    _with_database(load_settings(), work)
+    with_database(load_settings(), work)
     print(f"Deleted {username}.")
-
-
-def _with_database(settings: Settings, work: Callable[[Database, Settings], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with database(ready) as db:
-            return await work(db, ready)
-
-    with with_database_url(settings) as ready:
-        return asyncio.run(run())
 
 
 def _read_password() -> str:

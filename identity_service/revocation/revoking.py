@@ -16,6 +16,7 @@ class Reason(StrEnum):
     REVOKED = "revoked"  # the client asked at /revoke
     REUSE = "reuse"  # a spent refresh token came back
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, not a secret
+    ROLES_CHANGED = "roles_changed"
     DISABLED = "disabled"
     DELETED = "deleted"
 

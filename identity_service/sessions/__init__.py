@@ -32,7 +32,10 @@ class SessionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session as it stands, with its user's roles. `rotated_at` is when the current refresh token was issued."""
+    """A session as it stands, with its user's roles and the scopes that the database says these give now.
+
+    `scope` is what the login was granted, `rotated_at` when the current refresh token was issued.
+    """
 
     id: UUID
     user_id: UUID
@@ -45,6 +48,7 @@ class Session:
     expires_at: datetime
     status_index: int
     roles: tuple[str, ...]
+    role_scopes: tuple[str, ...]
 
     def refresh_expires_at(self, limits: SessionLimits) -> datetime:
         """When the current refresh token ends: idle, but never past the session."""

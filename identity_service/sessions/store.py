@@ -1,4 +1,4 @@
-"""SQL of the sessions. The user's state is joined in, so that every refresh sees it in the same statement."""
+"""SQL of the sessions. The user's state and what the roles give is joined in: a refresh sees it in one statement."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,7 +11,8 @@ from identity_service.tokens.refresh import RefreshClaims
 
 _SESSION = """
     s.id, s.user_id, s.client_id, s.scope, s.amr, s.authenticated_at, s.generation, s.rotated_at, s.expires_at,
-    s.status_index, u.roles
+    s.status_index, u.roles,
+    ARRAY(SELECT unnest(r.scopes) FROM roles AS r WHERE r.name = ANY(u.roles)) AS role_scopes
 """
 _LIVE = """
         u.id = s.user_id AND s.revoked_at IS NULL AND s.expires_at > $4 AND s.rotated_at > $5
@@ -30,7 +31,8 @@ INSERT = """
          access_expires_at)
     SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8, $9 FROM welcome
     RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
-              status_index, (SELECT roles FROM welcome) AS roles
+              status_index, (SELECT roles FROM welcome) AS roles,
+              ARRAY(SELECT unnest(r.scopes) FROM roles AS r, welcome AS u WHERE r.name = ANY(u.roles)) AS role_scopes
 """
 CLAIM_GENERATION = f"""
     UPDATE sessions AS s
@@ -150,6 +152,7 @@ def _session(row: Record) -> Session:
         expires_at=row["expires_at"],
         status_index=row["status_index"],
         roles=tuple(row["roles"]),
+        role_scopes=tuple(row["role_scopes"]),
     )
 
 

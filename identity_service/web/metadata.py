@@ -5,7 +5,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from identity_service.accounts import roles
 from identity_service.signing.keyring import JWKS_MAX_AGE
 from identity_service.web.dependencies import public, runtime_of
 from identity_service.web.token import offered_grants
@@ -43,7 +42,7 @@ async def authorization_server(request: Request) -> JSONResponse:
         "status_list_aggregation_endpoint": f"{issuer}/status-lists",
         "grant_types_supported": list(offered_grants(runtime)),
         "response_types_supported": [],
-        "scopes_supported": sorted({scope for scopes in roles.SCOPES.values() for scope in scopes}),
+        "scopes_supported": list(runtime.offered_scopes.names),
         "token_endpoint_auth_methods_supported": ["none"],
         "revocation_endpoint_auth_methods_supported": ["none"],
         "service_documentation": f"{issuer}/docs",

@@ -119,9 +119,80 @@ def test_a_refused_account_exits_with_one_and_says_why(command: Command, argumen
     assert says in outcome.err
 
 
-def test_an_impossible_role_exits_with_two(command: Command):
-    outcome = command("users", "create", "alice", "--password-stdin", "--role", "Über", stdin=PASSWORD)
-    assert outcome.code == 2
+@pytest.mark.parametrize("role", ["editor", "Über"])
+def test_an_unknown_role_exits_with_three_and_makes_no_account(command: Command, role):
+    arguments = ("users", "create", "alice", "--password-stdin", "--role", "admin", "--role")
+    outcome = command(*arguments, role, stdin=PASSWORD)
+    assert (outcome.code, outcome.err) == (3, f"identity-service: There is no such role. ({role})\n")
+    assert command("users", "show", "alice").code == 3
+
+
+def test_roles_create_show_list_set_delete(command: Command):
+    created = command("roles", "create", "clerk", "--scope", "orders:read orders:write", "--json")
+    assert created.code == 0
+    clerk = json.loads(created.out)
+    assert datetime.fromisoformat(clerk["created_at"]).tzinfo is not None
+    assert clerk == {
+        "name": "clerk",
+        "scopes": ["orders:read", "orders:write"],
+        "built_in": False,
+        "created_at": clerk["created_at"],
+    }
+    assert json.loads(command("roles", "show", "clerk", "--json").out) == clerk
+    admin = {"name": "admin", "scopes": ["identity:admin"], "built_in": True, "created_at": None}
+    assert json.loads(command("roles", "list", "--json").out) == [admin, clerk]
+    assert json.loads(command("roles", "show", "admin", "--json").out) == admin
+    changed = command("roles", "set", "clerk", "--scope", "orders:read", "--json")
+    assert json.loads(changed.out) == clerk | {"scopes": ["orders:read"]}
+    assert command("roles", "create", "guest").out == "guest  -\n"
+    assert command("roles", "list").out == "admin  identity:admin\nclerk  orders:read\nguest  -\n"
+    assert command("roles", "delete", "clerk").out == "Deleted clerk.\n"
+    assert command("roles", "show", "clerk").code == 3
+
+
+def test_roles_grant_and_revoke(command: Command):
+    command("users", "create", "alice", "--password-stdin", stdin=PASSWORD)
+    command("roles", "create", "clerk", "--scope", "orders:read")
+    later = "Their sessions hear of it at the next refresh.\n"
+    for _ in range(2):
+        granted = command("roles", "grant", "ALICE", "clerk")
+        assert (granted.code, granted.out) == (0, f"alice has clerk.\n{later}")
+    in_use = command("roles", "delete", "clerk")
+    assert (in_use.code, in_use.err) == (4, "identity-service: 1 user has this role.\n")
+    granted = command("roles", "grant", "alice", "admin", "--end-sessions")
+    assert (granted.code, granted.out) == (0, "alice has clerk, admin.\nTheir sessions have ended.\n")
+    assert command("roles", "revoke", "alice", "admin").out == f"alice has clerk.\n{later}"
+    for _ in range(2):
+        revoked = command("roles", "revoke", "alice", "clerk", "--end-sessions")
+        assert (revoked.code, revoked.out) == (0, "alice has no roles.\nTheir sessions have ended.\n")
+    assert command("roles", "delete", "clerk").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("show", "clerk"), 3),
+        (("set", "clerk", "--scope", "a"), 3),
+        (("delete", "clerk"), 3),
+        (("grant", "alice", "clerk"), 3),
+        (("revoke", "alice", "clerk"), 3),
+        (("grant", "nobody", "admin"), 3),
+        (("revoke", "nobody", "admin"), 3),
+        (("create", "admin", "--scope", "a"), 4),
+        (("set", "admin", "--scope", "a"), 4),
+        (("delete", "admin"), 4),
+        (("create", "guest"), 4),
+        (("create", "Clerk"), 1),
+        (("create", "clerk", "--scope", "identity:admin"), 1),
+        (("set", "clerk"), 2),
+    ],
+)
+def test_what_cannot_be_done_with_a_role_has_its_exit_code(command: Command, arguments, code):
+    command("users", "create", "alice", "--password-stdin", stdin=PASSWORD)
+    command("roles", "create", "guest")
+    outcome = command("roles", *arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err
 
 
 def test_config_show_tells_each_value_and_where_it_came_from(command: Command, database_url):
@@ -144,8 +215,8 @@ def test_config_show_masks_the_password_of_the_database(command: Command):
 
 def test_migrate_says_what_it_did(command: Command, new_database):
     url = new_database("by_command")
-    assert command("migrate", DATABASE_URL=url).out == "Migrated the schema from nothing to 0002.\n"
-    assert command("migrate", DATABASE_URL=url).out == "The schema is up to date (0002).\n"
+    assert command("migrate", DATABASE_URL=url).out == "Migrated the schema from nothing to 0003.\n"
+    assert command("migrate", DATABASE_URL=url).out == "The schema is up to date (0003).\n"
 
 
 def test_a_command_without_a_database_exits_with_five(command: Command, tmp_path):

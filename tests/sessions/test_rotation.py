@@ -141,7 +141,10 @@ async def test_a_refresh_adds_no_row_and_updates_in_place(start_api: StartApi):
         SELECT n_tup_upd, n_tup_hot_upd, pg_stat_force_next_flush() FROM pg_stat_user_tables WHERE relname = 'sessions'
     """
     async with start_api(database_pool_size=1) as api:
-        token = (await (await api.sign_up()).log_in())["refresh_token"]
+        await api.scalar("INSERT INTO roles VALUES ('clerk', '{orders:read}', now()) RETURNING name")
+        alice = await api.sign_up()
+        await api.scalar("UPDATE users SET roles = '{clerk}' RETURNING id")
+        token = (await alice.log_in())["refresh_token"]
         async with api.database.connection() as db:
             await db.fetchrow(updates)
             before = await db.fetchrow(updates)

@@ -1,5 +1,6 @@
 """What everyone may know: the JWKS, the metadata of RFC 8414, and the page at the root."""
 
+import asyncio
 import hashlib
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -305,6 +306,30 @@ async def test_every_scope_listed_can_be_had(api, alice):
         await db.execute("UPDATE users SET roles = '{admin}'")
     for scope in (await metadata(api))["scopes_supported"]:
         assert (await alice.log_in(scope=scope))["scope"] == scope
+
+
+async def test_the_scopes_listed_are_those_that_roles_give_and_outlive_the_database(api):
+    """They are looked up by the clock and never by a request, which must answer while the database is away."""
+    await api.scalar(
+        "INSERT INTO roles VALUES ('clerk', '{orders:read,b}', now()), ('guest', '{b}', now()) RETURNING 1"
+    )
+    async with api.database.connection() as db:
+        await api.runtime.offered_scopes.look(db)
+        await db.execute("ALTER TABLE roles RENAME TO hidden")
+    try:
+        assert (await metadata(api))["scopes_supported"] == ["b", "identity:admin", "orders:read"]
+    finally:
+        await api.scalar("ALTER TABLE hidden RENAME TO roles")
+
+
+async def test_a_service_learns_which_scopes_there_are_when_it_starts(api, start_api):
+    await api.scalar("INSERT INTO roles VALUES ('clerk', '{orders:read}', now()) RETURNING name")
+    async with start_api() as later:
+        for _ in range(100):
+            if (found := (await metadata(later))["scopes_supported"]) != ["identity:admin"]:
+                break
+            await asyncio.sleep(0.02)
+    assert found == ["identity:admin", "orders:read"]
 
 
 @pytest.mark.parametrize("issuer", ["http://localhost:8000", "https://login.example.org:8443"])

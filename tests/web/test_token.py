@@ -700,6 +700,85 @@ async def test_a_role_lost_takes_its_scope_along_at_the_next_refresh(api, alice)
         assert (await decoded(api, tokens["access_token"], "api"))[1]["roles"] == []
 
 
+async def make_clerk(api: Api, scopes: str = "{orders:write,orders:read}") -> None:
+    """Alice becomes a clerk and an administrator."""
+    await api.scalar("INSERT INTO roles VALUES ('clerk', $1::text::text[], now()) RETURNING name", scopes)
+    await api.scalar("UPDATE users SET roles = '{clerk,admin}' WHERE username = 'alice' RETURNING id")
+
+
+@pytest.mark.parametrize(
+    ("asked", "granted"),
+    [
+        ("", "orders:read orders:write"),
+        ("orders:read", "orders:read"),
+        ("orders:write orders:read", "orders:write orders:read"),
+        ("orders:read identity:admin orders:delete", "orders:read identity:admin"),
+        ("identity:admin", "identity:admin"),
+        ("orders:delete", ""),
+        ("clerk", ""),
+        ("orders", ""),
+    ],
+)
+async def test_a_login_is_granted_what_its_roles_give_and_by_default_no_administration(api, alice, asked, granted):
+    await make_clerk(api)
+    tokens = await alice.log_in(scope=asked)
+    assert await scope_of(api, tokens) == granted
+    assert (await decoded(api, tokens["access_token"], "api"))[1]["roles"] == ["clerk", "admin"]
+    assert await scope_of(api, (await api.refresh(tokens["refresh_token"])).json()) == granted
+
+
+async def test_a_role_gives_nothing_to_those_who_do_not_have_it(api, alice, bob):
+    await make_clerk(api)
+    for asked in ("", "orders:read"):
+        tokens = await bob.log_in(scope=asked)
+        assert await scope_of(api, tokens) == ""
+        assert await scope_of(api, (await api.refresh(tokens["refresh_token"])).json()) == ""
+
+
+@pytest.mark.parametrize("asked", ["", "orders:read", "orders:refund"])
+async def test_a_scope_that_a_role_gains_reaches_no_session_that_lives(api, alice, asked):
+    """A session never gains scopes, not even one that asked for none, or for this one when nothing gave it."""
+    await make_clerk(api)
+    tokens = await alice.log_in(scope=asked)
+    before = tokens["scope"]
+    await api.scalar("UPDATE roles SET scopes = scopes || '{orders:refund}' RETURNING name")
+    refused(await api.refresh(tokens["refresh_token"], scope="orders:refund"), 400, "invalid_scope")
+    assert await scope_of(api, (await api.refresh(tokens["refresh_token"])).json()) == before
+    assert (await alice.log_in(scope="orders:refund"))["scope"] == "orders:refund"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE roles SET scopes = '{orders:read}' RETURNING name",
+        "UPDATE roles SET scopes = '{orders:read,orders:refund}' RETURNING name",
+    ],
+)
+async def test_a_scope_that_a_role_loses_is_gone_at_the_next_refresh_and_may_come_back(api, alice, change):
+    """RFC 6749 6: what the login was granted is the most, what the roles give now decides."""
+    await make_clerk(api)
+    tokens = await alice.log_in()
+    await api.scalar(change)
+    for asked in ("", "orders:write orders:read"):
+        answer = await api.refresh(tokens["refresh_token"], scope=asked)
+        assert await scope_of(api, answer.json()) == "orders:read"
+    await api.scalar("UPDATE roles SET scopes = '{orders:read,orders:write}' RETURNING name")
+    tokens = (await api.refresh(answer.json()["refresh_token"])).json()
+    assert await scope_of(api, tokens) == "orders:read orders:write"
+
+
+async def test_two_roles_that_give_one_scope_give_it_once_and_losing_one_keeps_it(api, alice):
+    await make_clerk(api)
+    await api.scalar("INSERT INTO roles VALUES ('driver', '{orders:read}', now()) RETURNING name")
+    await api.scalar("UPDATE users SET roles = '{clerk,driver}' RETURNING id")
+    tokens = await alice.log_in()
+    assert await scope_of(api, tokens) == "orders:read orders:write"
+    await api.scalar("UPDATE users SET roles = '{driver}' RETURNING id")
+    tokens = (await api.refresh(tokens["refresh_token"])).json()
+    assert await scope_of(api, tokens) == "orders:read"
+    assert (await decoded(api, tokens["access_token"], "api"))[1]["roles"] == ["driver"]
+
+
 async def test_asking_for_too_much_does_not_hide_the_reuse_of_an_old_token(api, alice):
     """F27: a thief's request must end the family even when it would have been refused anyway."""
     first = (await alice.log_in())["refresh_token"]

@@ -1,0 +1,94 @@
+"""`roles`: what users may do, and the scopes that come with it. Sessions hear of a change at their next refresh."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from identity_service.accounts import Role, User, registration, roles
+from identity_service.cli.environment import load_settings, print_json, with_database
+from identity_service.database import Connection
+from identity_service.shell import utc_now
+
+app = typer.Typer(no_args_is_help=True, help="Roles, and the scopes they give.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Scope = Annotated[str, typer.Option(help='The scopes it gives, separated by spaces: "orders:read orders:write".')]
+EndSessions = Annotated[
+    bool, typer.Option("--end-sessions", help="Log the user out everywhere, so that it takes effect at once.")
+]
+T = TypeVar("T")
+
+
+@app.command()
+def create(name: str, *, scope: Scope = "", as_json: AsJson = False) -> None:
+    """Make a role."""
+    role = _transact(lambda db: roles.create(db, name, scope=scope, now=utc_now()))
+    _show([role], as_json=as_json, several=False)
+
+
+@app.command("list")
+def list_roles(*, as_json: AsJson = False) -> None:
+    """Show every role with the scopes it gives."""
+    _show(_transact(roles.list_all), as_json=as_json)
+
+
+@app.command()
+def show(name: str, *, as_json: AsJson = False) -> None:
+    """Show a role."""
+    role = _transact(lambda db: roles.find(db, name))
+    _show([role], as_json=as_json, several=False)
+
+
+@app.command("set")
+def set_scopes(name: str, *, scope: Scope, as_json: AsJson = False) -> None:
+    """Replace the scopes that a role gives."""
+    role = _transact(lambda db: roles.set_scopes(db, name, scope=scope))
+    _show([role], as_json=as_json, several=False)
+
+
+@app.command()
+def delete(name: str) -> None:
+    """Delete a role that no user has."""
+    _transact(lambda db: roles.delete(db, name))
+    print(f"Deleted {name}.")
+
+
+@app.command()
+def grant(username: str, role: str, *, end_sessions: EndSessions = False) -> None:
+    """Give a user a role."""
+    _change(roles.grant, username, role, end_sessions=end_sessions)
+
+
+@app.command()
+def revoke(username: str, role: str, *, end_sessions: EndSessions = False) -> None:
+    """Take a role from a user."""
+    _change(roles.revoke, username, role, end_sessions=end_sessions)
+
+
+def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
+    return with_database(load_settings(), lambda db, _: db.transact(unit))
+
+
+def _change(rule: Callable[..., Awaitable[User]], username: str, role: str, *, end_sessions: bool) -> None:
+    name = registration.normalise_username(username)
+    user = _transact(lambda db: rule(db, name, role, end_sessions=end_sessions, now=utc_now()))
+    print(f"{user.username} has {', '.join(user.roles) or 'no roles'}.")
+    print("Their sessions have ended." if end_sessions else "Their sessions hear of it at the next refresh.")
+
+
+def _show(found: list[Role], *, as_json: bool, several: bool = True) -> None:
+    facts: list[dict[str, Any]] = [
+        {
+            "name": role.name,
+            "scopes": list(role.scopes),
+            "built_in": role.created_at is None,
+            "created_at": role.created_at.isoformat() if role.created_at is not None else None,
+        }
+        for role in found
+    ]
+    if as_json:
+        print_json(facts if several else facts[0])
+        return
+    width = max(len(role.name) for role in found)
+    for role in found:
+        print(f"{role.name:{width}}  {' '.join(role.scopes) or '-'}")
