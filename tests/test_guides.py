@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -80,6 +81,10 @@ def write(folder: Path, contents: dict[str, str], *, issuer: str = ISSUER) -> Pa
     return folder
 
 
+# Tests may come to this file twice in one process, when they are shared out between several.
+_databases = count()
+
+
 @pytest.fixture
 def orders(tmp_path: Path) -> ModuleType:
     """The application of the guide, with an issuer in memory."""
@@ -91,7 +96,8 @@ def service(
     migrated: str, new_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """A real issuer that knows a service called `orders`, and alice."""
-    environment = environment_of(new_database("guides", "pristine"), tmp_path_factory.mktemp("guides") / "keys")
+    url = new_database(f"guides{next(_databases)}", "pristine")
+    environment = environment_of(url, tmp_path_factory.mktemp("guides") / "keys")
     service = start_service(environment | {"IDENTITY_AUDIENCE": "orders api"})
     service.wait_until_ready()
     assert service.post("/users", json={"username": "alice", "password": PASSWORD}).status_code == 201
