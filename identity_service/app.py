@@ -178,8 +178,10 @@ async def _look(runtime: Runtime, heard: asyncio.Event) -> None:
     """Take up revocations, then wait for a notification or half a second."""
     heard.clear()
     await runtime.revocations.look(runtime.now())
+    # Not `wait_for`: on Python 3.11 it swallows a cancellation that meets the event, and the service would never stop.
     with suppress(TimeoutError):
-        await asyncio.wait_for(heard.wait(), LOOK_SECONDS)
+        async with asyncio.timeout(LOOK_SECONDS):
+            await heard.wait()
 
 
 def _stop_gently(app: FastAPI, runtime: Runtime) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Self
 
 import httpx2
@@ -180,7 +180,7 @@ class Verifier:
             keys_age=self._keys.age,
             keys=self._keys.key_ids,
             stream_connected=self._revocations.connected,
-            lists=MappingProxyType(self._revocations.ages()),
+            lists=self._revocations.ages(),
             cached_tokens=len(self._cache),
             clock_skew=self._border.clock_skew,
         )

@@ -24,7 +24,8 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f]")
 _PROBES = frozenset({"/health", "/livez", "/readyz"})
 _COOKIE_PATHS = frozenset({"/login", "/refresh", "/logout"})
 _ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
-_ALLOWED_HEADERS = "Authorization, Content-Type, X-Request-ID"
+# Swagger UI adds X-Requested-With: without it the Authorize button of another service's docs cannot log in here.
+_ALLOWED_HEADERS = "Authorization, Content-Type, X-Request-ID, X-Requested-With"
 _EXPOSED_HEADERS = "WWW-Authenticate, Retry-After, X-Request-ID"
 
 # The default is a document that loads and does nothing; pages of HTML bring their own policy.

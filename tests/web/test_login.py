@@ -630,7 +630,7 @@ async def test_a_preflight_of_our_own_page_is_told_what_it_may_send(api, origin)
     told = {
         "access-control-allow-origin": origin,
         "access-control-allow-methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
-        "access-control-allow-headers": "Authorization, Content-Type, X-Request-ID",
+        "access-control-allow-headers": "Authorization, Content-Type, X-Request-ID, X-Requested-With",
         "access-control-expose-headers": "WWW-Authenticate, Retry-After, X-Request-ID",
         "access-control-max-age": "600",
     }
@@ -640,6 +640,15 @@ async def test_a_preflight_of_our_own_page_is_told_what_it_may_send(api, origin)
         assert (answer.status_code, answer.content) == (204, b"")
         assert cors_of(answer) == told | ({"access-control-allow-credentials": "true"} if path in PATHS else {}), path
         assert answer.headers["vary"] == "Origin"
+
+
+async def test_the_authorize_button_of_another_services_docs_passes_its_preflight(api):
+    """The headers of Swagger UI's request to `/token`, as Chromium asks for them."""
+    asked = "authorization,x-requested-with"
+    headers = {"Origin": APP, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+    answer = await api.http.options("/token", headers=headers)
+    told = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert set(asked.split(",")) <= set(told)
 
 
 async def test_a_preflight_of_anyone_else_is_refused(api):

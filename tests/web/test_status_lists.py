@@ -5,11 +5,12 @@ import json
 import zlib
 from base64 import urlsafe_b64decode
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jwt
 import pytest
 
+from identity_service.app import _look
 from identity_service.revocation import RevokedIndex
 from identity_service.revocation.feed import FOLLOWER_QUEUE, LOOKS_PER_LONG_ONE, News
 from tests.conftest import ISSUER, START, Api, StartApi, bearer
@@ -359,3 +360,26 @@ async def test_a_revocation_that_was_committed_late_is_found_by_a_longer_look(ap
     for _ in range(LOOKS_PER_LONG_ONE):
         await heard(api)
     assert bit((await read_list(api))[1], status_of(tokens)) == 1
+
+
+class Heard(asyncio.Event):
+    """Tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited = asyncio.Event()
+
+    async def wait(self) -> Literal[True]:
+        self.awaited.set()
+        return await super().wait()
+
+
+async def test_a_notification_at_the_moment_of_stopping_does_not_keep_the_service_from_stopping(api):
+    """`asyncio.wait_for` of Python 3.11 forgets that it was cancelled when what it waits for has just happened."""
+    heard = Heard()
+    look = asyncio.create_task(_look(api.runtime, heard))
+    await heard.awaited.wait()
+    heard.set()
+    look.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await look
