@@ -25,8 +25,8 @@ from fastapi.testclient import TestClient
 from identity_service.verifier import TokenRejected, Verifier, VerifierStatus
 from identity_service.verifier.rejection import Reason
 from identity_service.verifier.testing import TestIssuer
-from tests.cli.conftest import Service, environment_of, start_service
 from tests.conftest import PASSWORD, bearer
+from tests.services import Service, environment_of, start_service
 
 ROOT = Path(__file__).parents[1]
 ISSUER = "https://id.example.com"

@@ -49,7 +49,8 @@ class Follower:
         Raises:
             TimeoutError: there was none within that many seconds.
         """
-        return await asyncio.wait_for(self._queue.get(), within)
+        async with asyncio.timeout(within):
+            return await self._queue.get()
 
     def tell(self, news: RevokedIndex | News) -> bool:
         """Queue some news; return False when the follower does not keep up."""

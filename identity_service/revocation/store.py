@@ -27,10 +27,11 @@ LIST_ALL = """
 """
 FIND_FIRST_INDEX = "SELECT status_index FROM sessions ORDER BY id LIMIT 1"
 FIND_LAST_INDEX = "SELECT last_value FROM status_index_seq"
+# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
 DELETE_EXPIRED = """
-    DELETE FROM revoked_tokens WHERE jti IN (
+    DELETE FROM revoked_tokens WHERE jti = ANY (ARRAY(
         SELECT jti FROM revoked_tokens WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
-    )
+    ))
 """
 
 

@@ -56,10 +56,11 @@ REVOKE_ALL = """
     RETURNING id, status_index, access_expires_at
 """
 KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
+# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
 DELETE_EXPIRED = """
-    DELETE FROM sessions WHERE id IN (
+    DELETE FROM sessions WHERE id = ANY (ARRAY(
         SELECT id FROM sessions WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
-    )
+    ))
 """
 
 
