@@ -52,15 +52,23 @@ async def shape(url: str) -> list[str]:
     return [row["line"] for row in rows]
 
 
+async def scattering(url: str) -> str:
+    connection = await asyncpg.connect(url)
+    source: str = await connection.fetchval("SELECT prosrc FROM pg_proc WHERE proname = 'next_status_index'")
+    await connection.close()
+    return source
+
+
 def test_the_schema_goes_up_and_down_and_up_again(new_database: Callable[[str], str]):
     url = new_database("up_down_up")
     upgrade(url)
-    first = asyncio.run(shape(url))
+    first, scattered = asyncio.run(shape(url)), asyncio.run(scattering(url))
     command.downgrade(alembic_config(url), "base")
     assert [line for line in asyncio.run(shape(url)) if "alembic_version" not in line] == []
     upgrade(url)
     assert asyncio.run(shape(url)) == first
     assert any(line.startswith("sessions.generation") for line in first)
+    assert asyncio.run(scattering(url)) != scattered, "every installation scatters its status indexes in its own way"
 
 
 def test_roles_that_users_had_before_roles_gave_scopes_exist_afterwards(new_database: Callable[[str], str]):

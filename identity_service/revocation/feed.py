@@ -11,8 +11,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from identity_service.database import Database
-from identity_service.revocation import RevokedIndex, store
-from identity_service.revocation.indexes import position
+from identity_service.revocation import RevokedIndex, position, store
 
 OVERLAP = timedelta(seconds=60)
 """How much later than it was written a revocation may be committed, and how far two database servers may disagree."""

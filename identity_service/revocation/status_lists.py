@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from identity_service.errors import DatabaseUnavailable
+from identity_service.revocation import LIST_SIZE, position
 from identity_service.revocation.feed import RevocationFeed
-from identity_service.revocation.indexes import LIST_SIZE, position
 from identity_service.signing.jwks import base64url
 from identity_service.signing.keyring import Key
 from identity_service.signing.live import LiveKeyring
