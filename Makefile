@@ -49,6 +49,9 @@ keys: .venv/run.stamp ## List the signing keys
 rotate-keys: .venv/run.stamp ## Rotate the signing keys (NOW=1 skips the wait)
 	@$(BIN)/identity-service keys rotate $(if $(NOW),--now)
 
+bench: .venv/dev.stamp ## Measure what the goals are about (ONLY="P11 P13" for some of them)
+	@$(BIN)/python -m bench $(ONLY)
+
 format: .venv/dev.stamp ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
@@ -78,4 +81,4 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help run demo example-todos example-chat test check static coverage soak jose migrate keys rotate-keys format lock clean
+.PHONY: help run demo example-todos example-chat test check static coverage soak jose migrate keys rotate-keys bench format lock clean

@@ -1,10 +1,14 @@
 """Tokens that have been verified, so that the next request with the same bytes costs microseconds.
 
-Keyed by SHA-256 of the exact bytes: two spellings of a token are two tokens. What ends an entry early (a revocation, a
-key that is gone) is asked by `verification` on every hit or empties the cache; nothing here decides about a token.
+Two layers. Most tokens are kept by SHA-256 of their exact bytes: two spellings of a token are two tokens, and a
+kilobyte of text becomes 32 bytes. The few used most are kept by that text itself, which spares the digest, and only
+for as long as nothing was heard that could speak against any of them. What that is, `verification` says; nothing here
+decides about a token.
 """
 
 from identity_service.verifier.claims import Claims
+
+FRESH_TOKENS = 256
 
 
 class TokenCache:
@@ -12,14 +16,18 @@ class TokenCache:
 
     Args:
         size: how many tokens are held at most; 0 switches the cache off.
+        fresh: how many of them by their text.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, fresh: int = FRESH_TOKENS) -> None:
         self._half = (size + 1) // 2
+        self._fresh_size = min(fresh, size)
         self._newer: dict[bytes, Claims] = {}
         self._older: dict[bytes, Claims] = {}
         self.get = self._newer.get
-        """Looks among the newer half only: the way of a hot token. `get_older` is asked after that."""
+        """Looks among the newer half only. `get_older` is asked after that."""
+        self.fresh: dict[str, Claims] = {}
+        """Tokens against which nothing can have been said since they were looked at. Replaced, never emptied."""
 
     def __len__(self) -> int:
         return len(self._newer.keys() | self._older.keys())
@@ -39,6 +47,22 @@ class TokenCache:
             self.get = self._newer.get
         self._newer[digest] = claims
 
+    def keep_fresh(self, fresh: dict[str, Claims], token: str, claims: Claims) -> None:
+        """Put a token among the fresh ones.
+
+        Args:
+            fresh: those of the moment before the token was looked at. When something was heard meanwhile, possibly in
+                another thread, they have been replaced, and it is lost with them.
+        """
+        if len(fresh) >= self._fresh_size:
+            self.forget_fresh()
+        else:
+            fresh[token] = claims
+
+    def forget_fresh(self) -> None:
+        """Have every token looked at again. Callable from any thread."""
+        self.fresh = {}
+
     def remove(self, digest: bytes) -> None:
         self._newer.pop(digest, None)
         self._older.pop(digest, None)
@@ -46,3 +70,4 @@ class TokenCache:
     def clear(self) -> None:
         self._newer.clear()
         self._older.clear()
+        self.forget_fresh()

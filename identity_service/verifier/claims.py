@@ -6,7 +6,6 @@ asked in `revocations` afterwards.
 
 import marshal
 import re
-from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -16,9 +15,10 @@ from identity_service.verifier.rejection import TokenRejected
 
 MAXIMUM_LIFETIME = 86_400
 _YEAR_10000 = 253_402_300_800
-_SHARED_VALUES = 4096
+SHARED_VALUES = 4096
 _PATH = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)+", re.ASCII)
-_Value = TypeVar("_Value", bound=Hashable)
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class StatusReference(NamedTuple):
@@ -102,6 +102,18 @@ _new = object.__new__
 ) = (vars(Claims)[each.name].__set__ for each in fields(Claims))
 
 
+class Shared(dict[_Key, _Value]):
+    """Values of which many tokens have the same few. Bounded, because a client may invent them."""
+
+    __slots__ = ()
+
+    def keep(self, key: _Key, value: _Value) -> _Value:
+        if len(self) >= SHARED_VALUES:
+            self.clear()
+        self[key] = value
+        return value
+
+
 class ClaimsReader:
     """Reads the payload of a token whose signature holds.
 
@@ -120,10 +132,11 @@ class ClaimsReader:
         self._leeway = leeway
         self._maximum_lifetime = maximum_lifetime
         self._base = issuer.rstrip("/")
-        # A few audiences, scopes and roles are repeated by all tokens; holding each once halves the cache.
-        self._shared: dict[Any, Any] = {}
-        self._shared_scopes: dict[str, tuple[str, ...]] = {}
-        self._lists: dict[str, str] = {}
+        # A few audiences, roles, scopes, clients and lists are repeated by all tokens: each is looked at and held once.
+        self._arrays = Shared[tuple[str, ...], tuple[str, ...]]()
+        self._scopes = Shared[str, tuple[str, ...]]()
+        self._clients = Shared[str, str]()
+        self._lists = Shared[str, str]()
 
     def read(self, payload: bytes, *, now: float) -> Claims:
         """Return the claims.
@@ -135,44 +148,41 @@ class ClaimsReader:
         """
         members = jws.parse_object(payload)
         take = members.pop
-        if "iss" not in members or "aud" not in members:
-            raise TokenRejected("missing_claim", "iss and aud")
-        if take("iss") != self._issuer:
+        try:
+            issuer, unread_audience, issued, expires = take("iss"), take("aud"), take("iat"), take("exp")
+            subject, client_id, token_id, scope = take("sub"), take("client_id"), take("jti"), take("scope")
+        except KeyError as missing:
+            raise TokenRejected("missing_claim", missing.args[0]) from None
+        if issuer != self._issuer:
             raise TokenRejected("wrong_issuer")
-        audience = _texts(take("aud"))
+        audience = self._array(unread_audience)
         if audience is None or self._audience.isdisjoint(audience):
             raise TokenRejected("wrong_audience")
-        issued, expires = self._times(members, now)
-        subject, client_id, token_id = take("sub", None), take("client_id", None), take("jti", None)
-        if not (isinstance(subject, str) and isinstance(client_id, str) and isinstance(token_id, str)):
-            raise TokenRejected("missing_claim", "sub, client_id and jti")
-        session_id = None
-        if "sid" in members and (not isinstance(session_id := take("sid"), str) or not session_id):
-            raise TokenRejected("missing_claim", "sid")
+        self._check_times(issued, expires, members.get("nbf", issued), now)
+        if not (type(subject) is type(client_id) is type(token_id) is type(scope) is str):
+            raise TokenRejected("missing_claim", "sub, client_id, jti or scope is not text")
         if not (subject and client_id and token_id):
             raise TokenRejected("missing_claim", "sub, client_id or jti is empty")
-        scopes = self._scopes(members)
-        roles = self._roles(members) if "roles" in members else ()
-        status = self._status(members) if "status" in members else None
+        session_id = None
+        if "sid" in members and not (type(session_id := take("sid")) is str and session_id):
+            raise TokenRejected("missing_claim", "sid")
         # The constructor of a frozen dataclass takes three times as long as this, a tenth of checking the signature.
         claims = _new(Claims)
         _set_issuer(claims, self._issuer)
         _set_subject(claims, subject)
-        _set_client_id(claims, self._share(client_id))
+        _set_client_id(claims, self._clients.get(client_id) or self._clients.keep(client_id, client_id))
         _set_session_id(claims, session_id)
-        _set_scopes(claims, scopes)
-        _set_roles(claims, roles)
-        _set_audience(claims, self._share(audience))
+        _set_scopes(claims, self._scopes.get(scope) or self._split(scope, members))
+        _set_roles(claims, self._roles(members) if "roles" in members else ())
+        _set_audience(claims, audience)
         _set_token_id(claims, token_id)
         _set_issued(claims, issued)
         _set_expires(claims, expires)
-        _set_status(claims, status)
+        _set_status(claims, self._status(members) if "status" in members else None)
         _set_more(claims, _freeze(members))
         return claims
 
-    def _times(self, members: dict[str, Any], now: float) -> tuple[int, int]:
-        issued, expires = members.pop("iat", None), members.pop("exp", None)
-        not_before = members.get("nbf", issued)
+    def _check_times(self, issued: Any, expires: Any, not_before: Any, now: float) -> None:
         # `type`, not `isinstance`: a bool is an int, and not a time.
         if not (type(issued) is type(expires) is type(not_before) is int and issued >= 0 and expires < _YEAR_10000):
             raise TokenRejected("missing_claim", "iat, exp or nbf is not whole seconds")
@@ -182,63 +192,58 @@ class ClaimsReader:
             raise TokenRejected("expired")
         if issued > now + self._leeway or not_before > now + self._leeway:
             raise TokenRejected("not_yet_valid")
-        return issued, expires
 
-    def _scopes(self, members: dict[str, Any]) -> tuple[str, ...]:
-        scope = members.get("scope")
-        if not isinstance(scope, str):
-            raise TokenRejected("missing_claim", "scope")
-        scopes = self._shared_scopes.get(scope)
-        if scopes is None:
-            if len(self._shared_scopes) >= _SHARED_VALUES:
-                self._shared_scopes.clear()
-            scopes = self._shared_scopes[scope] = tuple(scope.split())
+    def _array(self, value: Any) -> tuple[str, ...] | None:
+        """Return an array of strings, or None if it is something else."""
+        if type(value) is not list:
+            return None
+        array = tuple(value)
+        try:
+            known = self._arrays.get(array)
+        except TypeError:  # it holds an array or an object
+            return None
+        if known is None and all(type(item) is str for item in array):
+            known = self._arrays.keep(array, array)
+        return known
+
+    def _split(self, scope: str, members: dict[str, Any]) -> tuple[str, ...]:
+        scopes = tuple(scope.split())
         if " ".join(scopes) == scope:
-            del members["scope"]
+            return self._scopes.keep(scope, scopes)
+        members["scope"] = scope
         return scopes
 
     def _roles(self, members: dict[str, Any]) -> tuple[str, ...]:
-        roles = _texts(members["roles"])
+        roles = self._array(members["roles"])
         if roles is None:
             raise TokenRejected("missing_claim", "roles")
         if roles:
             del members["roles"]
-        return self._share(roles)
+        return roles
 
     def _status(self, members: dict[str, Any]) -> StatusReference:
         """Read a reference to a status list of the issuer's own: nobody else says what has been revoked."""
         status = members["status"]
-        reference = status.get("status_list") if isinstance(status, dict) else None
-        if not isinstance(reference, dict):
-            raise TokenRejected("missing_claim", "status")
-        index, uri = reference.get("idx"), reference.get("uri")
+        try:
+            reference = status["status_list"]
+            index, uri = reference["idx"], reference["uri"]
+        except (KeyError, TypeError):
+            raise TokenRejected("missing_claim", "status") from None
         if type(index) is not int or not 0 <= index < 1 << 32:
             raise TokenRejected("missing_claim", "status.status_list.idx")
-        if not isinstance(uri, str) or not self.is_list_of_the_issuer(uri):
+        if type(uri) is not str or not (shared := self.list_of_the_issuer(uri)):
             raise TokenRejected("missing_claim", "status.status_list.uri")
         if len(status) == 1 and len(reference) == 2:
             del members["status"]
-        return StatusReference(self._lists[uri], index)
+        return StatusReference(shared, index)
 
-    def is_list_of_the_issuer(self, uri: str) -> bool:
-        """Tell whether a status list's address lies below the issuer's, by any reading of it."""
+    def list_of_the_issuer(self, uri: str) -> str | None:
+        """Return a status list's address if it lies below the issuer's by any reading of it, else None."""
         if uri in self._lists:
-            return True
+            return self._lists[uri]
         if len(uri) > 2048 or not uri.startswith(self._base) or not _PATH.fullmatch(uri, len(self._base)):
-            return False
-        if len(self._lists) >= _SHARED_VALUES:
-            self._lists.clear()
-        self._lists[uri] = uri
-        return True
-
-    def _share(self, value: _Value) -> _Value:
-        shared: _Value | None = self._shared.get(value)
-        if shared is not None:
-            return shared
-        if len(self._shared) >= _SHARED_VALUES:
-            self._shared.clear()
-        self._shared[value] = value
-        return value
+            return None
+        return self._lists.keep(uri, uri)
 
 
 def _freeze(members: dict[str, Any]) -> bytes:
@@ -246,12 +251,3 @@ def _freeze(members: dict[str, Any]) -> bytes:
         return marshal.dumps(members)
     except ValueError:
         raise TokenRejected("malformed", "nested too deeply") from None
-
-
-def _texts(value: object) -> tuple[str, ...] | None:
-    if not isinstance(value, list):
-        return None
-    for item in value:
-        if not isinstance(item, str):
-            return None
-    return tuple(value)

@@ -151,7 +151,7 @@ class Bearer(_Scheme):
         return guard
 
     async def __call__(self, request: Request) -> Claims:
-        unverified_token = self._token_of(request.headers)
+        unverified_token = self._token_of(request.scope["headers"])
         try:
             return await self.verifier.verify(unverified_token)
         except TokenRejected as error:
@@ -166,12 +166,12 @@ class Bearer(_Scheme):
         parts = {"realm": self._realm, "error": error, "error_description": description} | more
         return _challenge(status, f"{description}.", parts)
 
-    def _token_of(self, headers: Headers) -> str:
+    def _token_of(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the token of the Authorization header. Nothing else is looked at (RFC 6750 2.1)."""
-        values = headers.getlist("authorization")
+        values = [value for name, value in headers if name == b"authorization"]
         if len(values) > 1:
             raise self.refusal(400, "invalid_request", "More than one Authorization header")
-        scheme, _, token = (values[0] if values else "").partition(" ")
+        scheme, _, token = (values[0].decode("latin-1") if values else "").partition(" ")
         token = token.strip(" ")
         if scheme.lower() != "bearer" or not token:
             raise _challenge(401, "An access token is needed.", {"realm": self._realm})

@@ -75,14 +75,24 @@ def take_apart(
     Raises:
         TokenRejected: with reason malformed, wrong_algorithm or wrong_type.
     """
+    signing_input, header, payload, signature = split(unverified_token, max_length=max_length)
+    read = known_headers.get(header) if known_headers is not None else None
+    return Unverified(read or read_header(header), signing_input, decode_base64url(signature), header, payload)
+
+
+def split(unverified_token: bytes, *, max_length: int = MAX_LENGTH) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return what has been signed, and the three segments: header, payload and signature. Nothing has been decoded.
+
+    Raises:
+        TokenRejected: malformed.
+    """
     if len(unverified_token) > max_length:
         raise TokenRejected("malformed", "too long")
     signing_input, _, signature = unverified_token.rpartition(b".")
     header, _, payload = signing_input.partition(b".")
     if not signature or not payload or not header or b"." in payload:
         raise TokenRejected("malformed", "not three segments")
-    read = known_headers.get(header) if known_headers is not None else None
-    return Unverified(read or _read_header(header), signing_input, decode_base64url(signature), header, payload)
+    return signing_input, header, payload, signature
 
 
 def remember(known_headers: MutableMapping[bytes, Header], verified: Unverified) -> None:
@@ -126,7 +136,7 @@ def parse_object(encoded: bytes) -> dict[str, Any]:
     try:
         text = encoded.decode()
         value, end = _scan(text, 0)
-        if "\\u" in text:
+        if "\\" in text:
             # An escaped lone surrogate is a str that nobody can encode again: a crash somewhere downstream.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, StopIteration, RecursionError):
@@ -136,7 +146,12 @@ def parse_object(encoded: bytes) -> dict[str, Any]:
     return value
 
 
-def _read_header(segment: bytes) -> Header:
+def read_header(segment: bytes) -> Header:
+    """Return a header that has the members we write and no others.
+
+    Raises:
+        TokenRejected: with reason malformed, wrong_algorithm or wrong_type.
+    """
     if len(segment) > MAX_HEADER_LENGTH:
         raise TokenRejected("malformed", "header too long")
     header = parse_object(decode_base64url(segment))

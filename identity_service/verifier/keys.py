@@ -178,11 +178,13 @@ class Keys:
 
     def _take(self, answer: Answer) -> None:
         if answer.status == 200:
-            keys = parse(answer.body, self._algorithms)
-            removed = any(keys.get(kid) is None or keys[kid].public != key.public for kid, key in self._keys.items())
-            self._keys = keys
+            found, held = parse(answer.body, self._algorithms), self._keys
+            # A key that stays is the same object: who holds it may compare by that.
+            self._keys = {
+                kid: held[kid] if kid in held and _is_same(held[kid], found[kid]) else found[kid] for kid in found
+            }
             self._etag = answer.headers.get("etag")
-            if removed:
+            if any(self._keys.get(kid) is not key for kid, key in held.items()):
                 self._on_removal()
         elif answer.status != 304 or not self._keys:
             raise FetchFailed(f"{self._url} answered {answer.status}")
@@ -194,6 +196,11 @@ class Keys:
 
     def _is_unsettled(self) -> bool:
         return self._clock() < self._settled_at
+
+
+def _is_same(one: Key, other: Key) -> bool:
+    same: bool = one.algorithm == other.algorithm and one.public == other.public
+    return same
 
 
 def parse(body: bytes, algorithms: Collection[str]) -> dict[str, Key]:

@@ -76,9 +76,10 @@ class Revocations:
 
     Args:
         keys: what status lists must be signed with.
-        accepts_uri: tells whether a list's address is the issuer's own.
+        list_of_the_issuer: returns a list's address if it is the issuer's own.
         on_stale: whether a token is accepted when nothing was heard of its list for `max_staleness` seconds.
         clock: seconds that only ever grow; `now` is the time of day.
+        on_change: called when `check` may answer otherwise than before, and after that it does.
     """
 
     def __init__(
@@ -87,25 +88,27 @@ class Revocations:
         keys: Keys,
         issuer: str,
         *,
-        accepts_uri: Callable[[str], bool],
+        list_of_the_issuer: Callable[[str], str | None],
         leeway: float,
         on_stale: OnStale,
         max_staleness: float,
         follow: bool,
         clock: Callable[[], float],
         now: Callable[[], float],
+        on_change: Callable[[], None],
     ) -> None:
         self.connected = False
         self._border = border
         self._keys = keys
         self._issuer = issuer
         self._events_url = f"{issuer.rstrip('/')}/status-lists/events"
-        self._accepts_uri = accepts_uri
+        self._list_of_the_issuer = list_of_the_issuer
         self._leeway = leeway
         self._max_staleness = max_staleness if on_stale == "reject" else None
         self._follow = follow
         self._clock = clock
         self._now = now
+        self._on_change = on_change
         self._lists: dict[str, _List] = {}
         self._overlay: dict[StatusReference, float] = {}
         self._waiters: dict[StatusReference, list[asyncio.Future[None]]] = {}
@@ -130,7 +133,7 @@ class Revocations:
             return True
         uri, index = reference
         held = self._lists.get(uri)
-        if held is None or not (held.statuses or held.absent):
+        if held is None or (held.statuses is None and not held.absent):
             return False
         held.used = True
         try:
@@ -164,6 +167,7 @@ class Revocations:
                 del self._lists[
                     min(self._lists, key=lambda each: (self._lists[each].used, self._lists[each].looked_at))
                 ]
+                self._on_change()
             held = self._lists[uri] = _List(uri, now)
         return held
 
@@ -180,6 +184,7 @@ class Revocations:
             until: when the last of those tokens has expired, in seconds since 1970.
         """
         self._overlay[reference] = until + self._leeway
+        self._on_change()
         if len(self._overlay) > MAX_OVERLAY:
             self._prune_overlay()
         self._wake(reference)
@@ -270,6 +275,7 @@ class Revocations:
         if held.token is not None and token.issued < held.token.issued:
             raise FetchFailed("an older list than the one held came back")
         held.statuses, held.token, held.absent = token.statuses, token, False
+        self._on_change()
         held.etag = answer.headers.get("etag")
 
     async def _open(self, unverified_token: bytes, uri: str) -> StatusListToken:
@@ -328,6 +334,7 @@ class Revocations:
         if not held.used and not any(waiting.uri == held.uri for waiting in self._waiters):
             del self._lists[held.uri]
         held.used, held.looked_at = False, now
+        self._on_change()  # so that the next token that names it is noticed
 
     async def _listen_for_ever(self) -> None:
         failures = 0
@@ -377,6 +384,7 @@ class Revocations:
                 self._fetch(held)
 
     def _disconnected(self) -> None:
+        self._on_change()  # so that the next token starts the tasks again, should their loop have ended
         if not self.connected:
             return
         self.connected = False
@@ -396,7 +404,7 @@ class Revocations:
         except TokenRejected:
             members = {}
         uri, index, until = members.get("uri"), members.get("idx"), members.get("exp")
-        if not isinstance(uri, str) or type(index) is not int or index < 0 or not self._accepts_uri(uri):
+        if not isinstance(uri, str) or type(index) is not int or index < 0 or not self._list_of_the_issuer(uri):
             log.warning("verifier.event_ignored")
             return
         if type(until) is not int:

@@ -49,10 +49,10 @@ class StatusListToken:
     ttl: int
 
 
-def build(positions: Iterable[int], size: int, level: int = 6) -> str:
+def build(positions: Iterable[int], size: int) -> str:
     """Return a list of one bit per token, packed, with the bits at these positions set to INVALID.
 
-    Takes 40 ms for 100 000 of 10 million: call it in a thread. Level 9 takes seventeen times as long for little.
+    Takes 20 ms for 100 000 of 10 million: call it in a thread.
 
     Args:
         size: the number of entries; a multiple of eight.
@@ -62,12 +62,15 @@ def build(positions: Iterable[int], size: int, level: int = 6) -> str:
     octets = bytearray(size >> 3)
     for position in positions:
         octets[position >> 3] |= 1 << (position & 7)
-    return encode(bytes(octets), level)
+    # Between a few bits there are only runs of zeros: looking for nothing else takes an eighth of the time and packs
+    # as well.
+    return encode(bytes(octets), strategy=zlib.Z_RLE)
 
 
-def encode(octets: bytes, level: int = 9) -> str:
+def encode(octets: bytes, *, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> str:
     """Pack the bytes of a list (section 4.1)."""
-    return urlsafe_b64encode(zlib.compress(octets, level)).rstrip(b"=").decode()
+    packer = zlib.compressobj(9, strategy=strategy)
+    return urlsafe_b64encode(packer.compress(octets) + packer.flush()).rstrip(b"=").decode()
 
 
 def decode(packed: str, bits: int) -> StatusList:

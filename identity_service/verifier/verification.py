@@ -12,11 +12,11 @@ import httpx2
 
 from identity_service.verifier import jws
 from identity_service.verifier.addresses import check_url, is_loopback_url
-from identity_service.verifier.cache import TokenCache
-from identity_service.verifier.claims import MAXIMUM_LIFETIME, Claims, ClaimsReader, StatusReference
+from identity_service.verifier.cache import FRESH_TOKENS, TokenCache
+from identity_service.verifier.claims import MAXIMUM_LIFETIME, Claims, ClaimsReader, Shared, StatusReference
 from identity_service.verifier.http import Border
 from identity_service.verifier.jws import MAX_LENGTH
-from identity_service.verifier.keys import Keys
+from identity_service.verifier.keys import Key, Keys
 from identity_service.verifier.rejection import TokenRejected
 from identity_service.verifier.revocations import OnStale, Revocations
 
@@ -100,9 +100,10 @@ class Verifier:
         self._clock = time.monotonic if now is time.time else now
         self._leeway = leeway
         self._algorithms = allowed
-        self._headers: dict[bytes, jws.Header] = {}
+        self._known_headers = Shared[bytes, Key]()
         self._reader = ClaimsReader(issuer, frozenset(self.audience), leeway=leeway, maximum_lifetime=MAXIMUM_LIFETIME)
-        self._cache = TokenCache(cache_size)
+        # A fresh token is not asked about again until something is heard; "reject" wants to know when nothing is.
+        self._cache = TokenCache(cache_size, fresh=FRESH_TOKENS if on_stale == "accept" else 0)
         self._border = Border(http, local=is_loopback_url(issuer), now=now, leeway=leeway)
         self._keys = Keys(
             self._border,
@@ -110,19 +111,20 @@ class Verifier:
             algorithms=allowed,
             max_age=max_key_age,
             clock=self._clock,
-            on_removal=self._cache.clear,
+            on_removal=self._forget_tokens,
         )
         self._revocations = Revocations(
             self._border,
             self._keys,
             issuer,
-            accepts_uri=self._reader.is_list_of_the_issuer,
+            list_of_the_issuer=self._reader.list_of_the_issuer,
             leeway=leeway,
             on_stale=on_stale,
             max_staleness=max_staleness,
             follow=follow_revocations,
             clock=self._clock,
             now=now,
+            on_change=self._cache.forget_fresh,
         )
 
     async def verify(self, unverified_token: str | bytes) -> Claims:
@@ -131,28 +133,10 @@ class Verifier:
         Raises:
             TokenRejected: and nothing else, whatever the token is made of.
         """
-        if len(unverified_token) > MAX_LENGTH:
-            raise TokenRejected("malformed", "too long")
-        try:
-            exact = unverified_token.encode() if isinstance(unverified_token, str) else unverified_token
-        except UnicodeEncodeError:
-            raise TokenRejected("malformed", "not text") from None
-        digest = sha256(exact).digest()
-        cache = self._cache
-        claims = cache.get(digest) or cache.get_older(digest)
-        if claims is None:
-            return await self._verify_anew(exact, digest)
-        if self._clock() >= self._keys.due_at:
-            await self._keys.tend()
-            if cache.get(digest) is not claims:  # its key has gone
-                return await self._verify_anew(exact, digest)
-        if self._now() >= claims.expires + self._leeway:
-            cache.remove(digest)
-            raise TokenRejected("expired")
-        status = claims.status
-        if status is not None and not self._revocations.check(status):
-            await self._revocations.require(status)
-        return claims
+        claims = self._cache.fresh.get(unverified_token) if type(unverified_token) is str else None
+        if claims is not None and self._clock() < self._keys.due_at and self._now() < claims.expires + self._leeway:
+            return claims
+        return await self._look_closer(unverified_token)
 
     async def wait_revoked(self, claims: Claims) -> None:
         """Return when the session of these claims has been revoked; for what outlives a request, like a WebSocket.
@@ -198,32 +182,66 @@ class Verifier:
     ) -> None:
         await self.aclose()
 
-    async def _verify_anew(self, exact: bytes, digest: bytes) -> Claims:
-        unverified = jws.take_apart(exact, self._headers)
-        header = unverified.header
+    async def _look_closer(self, unverified_token: str | bytes) -> Claims:
+        exact = _exact_bytes(unverified_token)
+        digest = sha256(exact).digest()
+        cache = self._cache
+        fresh = cache.fresh  # Before any question is asked: what is heard after the answer puts another in its place.
+        claims = cache.get(digest) or cache.get_older(digest)
+        if claims is not None and self._clock() >= self._keys.due_at:
+            await self._keys.tend()
+            claims = cache.get(digest)  # its key may have gone
+        key = None
+        if claims is None:
+            signing_input, header, payload, encoded_signature = jws.split(exact)
+            signature = jws.decode_base64url(encoded_signature)
+            known = self._known_headers.get(header)
+            key = await self._find_key(header) if known is None or self._clock() >= self._keys.due_at else known
+            if not key.verify(signing_input, signature):
+                raise TokenRejected("bad_signature")
+            if known is not key:
+                self._known_headers.keep(header, key)  # not before: strangers must not push out what is used
+            claims = self._reader.read(jws.decode_base64url(payload), now=self._now())
+        elif self._now() >= claims.expires + self._leeway:
+            cache.remove(digest)
+            raise TokenRejected("expired")
+        status = claims.status
+        if status is not None:
+            # Only now: a token that is not valid must not make us ask anybody anything.
+            self._revocations.keep_following()
+            if not self._revocations.check(status):
+                await self._revocations.require(status)
+        if key is not None and self._keys.held(key.key_id) is key:  # not revoked while we waited for the list
+            cache.put(digest, claims)
+        if type(unverified_token) is str:
+            cache.keep_fresh(fresh, unverified_token, claims)
+        return claims
+
+    async def _find_key(self, header_segment: bytes) -> Key:
+        header = jws.read_header(header_segment)
         if header.algorithm not in self._algorithms:
             raise TokenRejected("wrong_algorithm")
         if not jws.is_type(header.typ, TYP):
             raise TokenRejected("wrong_type")
-        key = None if self._clock() >= self._keys.due_at else self._keys.held(header.key_id)
-        if key is None:
-            key = await self._keys.find(header.key_id)
+        key = await self._keys.find(header.key_id)
         if key is None:
             raise TokenRejected("unknown_key")
         if key.algorithm != header.algorithm:
             raise TokenRejected("wrong_algorithm")
-        if not key.verify(unverified.signing_input, unverified.signature):
-            raise TokenRejected("bad_signature")
-        jws.remember(self._headers, unverified)
-        claims = self._reader.read(unverified.payload(), now=self._now())
-        if claims.status is not None:
-            # Only now: a token that is not valid must not make us ask anybody anything.
-            self._revocations.keep_following()
-            if not self._revocations.check(claims.status):
-                await self._revocations.require(claims.status)
-        if self._keys.held(header.key_id) is key:  # it may have been revoked while we waited for the list
-            self._cache.put(digest, claims)
-        return claims
+        return key
+
+    def _forget_tokens(self) -> None:
+        self._known_headers.clear()
+        self._cache.clear()
+
+
+def _exact_bytes(unverified_token: str | bytes) -> bytes:
+    if len(unverified_token) > MAX_LENGTH:
+        raise TokenRejected("malformed", "too long")
+    try:
+        return unverified_token.encode() if isinstance(unverified_token, str) else unverified_token
+    except UnicodeEncodeError:
+        raise TokenRejected("malformed", "not text") from None
 
 
 async def _for_ever() -> None:

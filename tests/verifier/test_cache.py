@@ -3,8 +3,9 @@
 import pytest
 
 from identity_service.verifier import TokenRejected
-from identity_service.verifier.cache import TokenCache
-from tests.verifier.conftest import Clock, Issuer
+from identity_service.verifier.cache import FRESH_TOKENS, TokenCache
+from identity_service.verifier.claims import StatusReference
+from tests.verifier.conftest import LIST, Clock, Issuer, until
 
 
 async def test_a_remembered_token_gives_the_same_claims(issuer: Issuer) -> None:
@@ -75,4 +76,72 @@ async def test_a_key_that_goes_while_the_list_is_fetched_leaves_nothing_behind(i
     issuer.list_answer = answer  # type: ignore[assignment]
     await verifier.verify(issuer.token())
     assert verifier.status().cached_tokens == 0
+    await verifier.aclose()
+
+
+async def test_whatever_is_heard_makes_every_token_looked_at_again(issuer: Issuer) -> None:
+    verifier = issuer.verifier(follow_revocations=False)
+    token = issuer.token()
+    await verifier.verify(token)
+    assert token in verifier._cache.fresh
+    verifier.hear_revoked(StatusReference(LIST, 7), int(issuer.clock()) + 600)
+    assert not verifier._cache.fresh
+    await verifier.verify(token)
+    assert token in verifier._cache.fresh
+
+
+async def test_what_is_heard_while_a_token_is_looked_at_is_not_lost(issuer: Issuer) -> None:
+    """In whichever order another thread speaks: what was asked before it spoke is not kept."""
+    claims = await issuer.kit.verifier().verify(issuer.token())
+    cache = TokenCache(100)
+    asked = cache.fresh
+    cache.forget_fresh()
+    cache.keep_fresh(asked, "token", claims)
+    assert not cache.fresh
+
+
+async def test_a_list_that_changes_makes_every_token_looked_at_again(issuer: Issuer) -> None:
+    async with issuer.verifier() as verifier:
+        token = issuer.token()
+        await verifier.verify(token)
+        assert not verifier._cache.fresh, "it was asked about before its list was there"
+        await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+        await verifier.verify(token)
+        assert token in verifier._cache.fresh
+        issuer.revoked = set(range(1024))
+        issuer.requests.clear()
+        verifier._revocations._lists[LIST].due_at = issuer.clock()
+        await until(lambda: issuer.asked("/status-lists/1") > 0 and not verifier._cache.fresh)
+        with pytest.raises(TokenRejected, match="revoked"):
+            await verifier.verify(token)
+
+
+async def test_the_fresh_ones_are_few_and_text(issuer: Issuer) -> None:
+    claims = await issuer.kit.verifier().verify(issuer.token())
+    cache = TokenCache(10_000)
+    for number in range(1000):
+        cache.keep_fresh(cache.fresh, str(number), claims)
+        assert len(cache.fresh) <= FRESH_TOKENS
+    verifier = issuer.verifier(follow_revocations=False)
+    await verifier.verify(issuer.token().encode())
+    assert not verifier._cache.fresh
+
+
+async def test_who_rejects_when_nothing_is_heard_looks_every_time(issuer: Issuer) -> None:
+    async with issuer.verifier(on_stale="reject") as verifier:
+        token = issuer.token()
+        for _ in range(2):
+            await verifier.verify(token)
+            assert not verifier._cache.fresh
+
+
+async def test_a_remembered_token_starts_the_following_again_after_closing(issuer: Issuer) -> None:
+    verifier = issuer.verifier()
+    token = issuer.token()
+    for _ in range(3):
+        await verifier.verify(token)
+    await until(lambda: verifier.status().stream_connected)
+    await verifier.aclose()
+    await verifier.verify(token)
+    await until(lambda: verifier.status().stream_connected)
     await verifier.aclose()

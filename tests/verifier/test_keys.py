@@ -90,6 +90,28 @@ async def test_cache_ends_when_its_key_is_removed_or_replaced(
         await quiet.verify(token)
 
 
+async def test_cache_ends_when_its_key_is_found_gone_while_another_is_looked_for(
+    issuer: Issuer, quiet: Verifier, other_key: rsa.RSAPrivateKey
+) -> None:
+    token = issuer.token()
+    await quiet.verify(token)
+    issuer.keys = [_public_jwk(other_key)]
+    with pytest.raises(TokenRejected, match="unknown_key"):
+        await quiet.verify(issuer.kit.sign({}, kid="another"))
+    with pytest.raises(TokenRejected, match="unknown_key"):
+        await quiet.verify(token)
+
+
+async def test_f3_cache_ends_when_its_key_is_for_another_algorithm_now(issuer: Issuer, now: Clock) -> None:
+    verifier = issuer.verifier(algorithms=("RS256", "PS256"), follow_revocations=False)
+    token = issuer.token(lifetime=3600)
+    await verifier.verify(token)
+    issuer.keys[0] = issuer.keys[0] | {"alg": "PS256"}
+    now.advance(301)
+    with pytest.raises(TokenRejected, match="wrong_algorithm"):
+        await verifier.verify(token)
+
+
 @pytest.mark.parametrize(
     ("headers", "lifetime"),
     [

@@ -1,0 +1,31 @@
+"""`python -m bench [ID ...]`: measure, print a table, write it as JSON. The exit code is 0 unless it broke."""
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+from time import monotonic
+
+from bench import frame, verifier
+
+PARTS = (verifier,)
+
+
+def main(wanted: set[str]) -> None:
+    start = monotonic()
+    done = []
+    for part in PARTS:
+        for ids, measure in part.MEASURES.items():
+            if wanted and wanted.isdisjoint(ids.split()):
+                continue
+            for measurement in asyncio.run(measure()):
+                frame.show(measurement)
+                done.append(measurement)
+    if not done:
+        known = " ".join(ids for part in PARTS for ids in part.MEASURES)
+        sys.exit(f"bench: nothing is called {' '.join(sorted(wanted))}; there is {known}")
+    seconds = monotonic() - start
+    path = frame.write(done, seconds=seconds, now=datetime.now(UTC))
+    print(f"\n  {sum(each.met for each in done)} of {len(done)} goals met in {seconds:.0f} s; {path}")
+
+
+main(set(sys.argv[1:]))
