@@ -37,6 +37,9 @@ MAX_OVERLAY = 100_000
 _CONNECTED_INTERVAL = 300.0
 _SETTLED = 2.0
 """Seconds after which every replica lists what another one had told its followers before we were one of them."""
+_MISSED = 100.0
+"""Seconds without the issuer's word, and after a token's end, from which on its revocation may have come and gone: the
+entry is kept for two minutes after both."""
 _UNUSED = 86_400.0
 _ABSENT_INTERVAL = 60.0
 _PRUNE_INTERVAL = 30.0
@@ -111,7 +114,8 @@ class Revocations:
         self._on_change = on_change
         self._lists: dict[str, _List] = {}
         self._overlay: dict[StatusReference, float] = {}
-        self._waiters: dict[StatusReference, list[asyncio.Future[None]]] = {}
+        self._waiters: dict[StatusReference, dict[asyncio.Future[None], float]] = {}
+        """Who waits for a revocation, with the end of the token that each began with."""
         self._prune_at = 0.0
         self._last_event_id = ""
         self._connections = 0
@@ -189,10 +193,14 @@ class Revocations:
             self._prune_overlay()
         self._wake(reference)
 
-    async def wait(self, reference: StatusReference) -> None:
-        """Return when tokens with this reference are revoked."""
+    async def wait(self, reference: StatusReference, expires: float) -> None:
+        """Return when tokens with this reference are revoked, or may have been while nothing was heard.
+
+        Args:
+            expires: when the token that is waited with ends, in seconds since 1970.
+        """
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(reference, []).append(waiter)
+        self._waiters.setdefault(reference, {})[waiter] = expires
         try:
             held = self._lists.get(reference.uri)
             if reference in self._overlay or (held is not None and _revoked_in(held, reference)):
@@ -200,14 +208,13 @@ class Revocations:
             self.keep_following()
             await waiter
         finally:
-            waiters = self._waiters.get(reference, [])
-            if waiter in waiters:
-                waiters.remove(waiter)
+            waiters = self._waiters.get(reference, {})
+            waiters.pop(waiter, None)
             if not waiters:
                 self._waiters.pop(reference, None)
 
     def _wake(self, reference: StatusReference) -> None:
-        for waiter in self._waiters.pop(reference, []):
+        for waiter in self._waiters.pop(reference, {}):
             with suppress(RuntimeError):  # the loop that waited has ended
                 waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
 
@@ -249,6 +256,7 @@ class Revocations:
             log.warning("verifier.status_list_unavailable: %s: %s", held.uri, error)
             return
         held.failures = 0
+        gap = self._age(held) or 0.0
         held.good_at = self._clock()
         held.due_at = held.good_at + self._interval(held)
         if connection and connection == self._connections:
@@ -258,7 +266,8 @@ class Revocations:
         elif self.connected:
             held.due_at = held.good_at  # fetched before the stream stood: something may lie between the two
         for reference in [waiting for waiting in list(self._waiters) if waiting.uri == held.uri]:
-            if _revoked_in(held, reference):
+            expired = min(self._waiters[reference].values()) < self._now() - _MISSED
+            if _revoked_in(held, reference) or (gap > _MISSED and expired):
                 self._wake(reference)
 
     async def _take(self, held: _List) -> None:

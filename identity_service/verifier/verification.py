@@ -141,12 +141,14 @@ class Verifier:
     async def wait_revoked(self, claims: Claims) -> None:
         """Return when the session of these claims has been revoked; for what outlives a request, like a WebSocket.
 
+        Returns too when the token has expired and the issuer could not be heard for so long that a revocation may have
+        been missed.
         Waits for ever when the token has no status. Cancel it when nobody is interested any more.
         """
         if claims.status is None:
             await _for_ever()
         else:
-            await self._revocations.wait(claims.status)
+            await self._revocations.wait(claims.status, claims.expires)
 
     def hear_revoked(self, reference: StatusReference, until: float) -> None:
         """Refuse tokens with this status from now on, learnt by other ways than the issuer's stream.

@@ -580,6 +580,7 @@ async def test_lists_are_bounded_and_those_nobody_names_are_let_go(
     issuer: Issuer, verifier: Verifier, now: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revocations_module, "MAX_LISTS", 3)
+    monkeypatch.setattr(revocations_module, "_MISSED", 1e9)  # the clock's leaps below are no outages
     for number in range(10, 15):
         token = indexed(issuer, 1, f"{ISSUER}/status-lists/{number}", lifetime=80_000)
         await verifier.verify(token)
@@ -624,6 +625,27 @@ async def test_wait_revoked_by_the_stream_and_by_the_list(issuer: Issuer, verifi
     await asyncio.wait_for(verifier.wait_revoked(second), 1)
 
 
+@pytest.mark.parametrize(("outage", "let_go"), [(99, [False, False]), (101, [True, False])])
+async def test_who_waits_beyond_the_tokens_end_is_let_go_when_a_revocation_may_have_been_missed(
+    issuer: Issuer, now: Clock, outage: int, let_go: list[bool]
+) -> None:
+    """The issuer keeps an entry for two minutes after the last token's end: nobody would ever hear of it again."""
+    issuer.offers_stream = False
+    issuer.ttl = 15
+    async with issuer.verifier() as verifier:
+        short, long = [await verifier.verify(indexed(issuer, idx, lifetime=60 + 7200 * (idx - 1))) for idx in (1, 2)]
+        waits = [asyncio.create_task(verifier.wait_revoked(each)) for each in (short, long)]
+        for _ in range(20):
+            now.advance(15)
+            await until(lambda: verifier.status().lists == {LIST: 0})
+        now.advance(outage)
+        await until(lambda: verifier.status().lists == {LIST: 0})
+        await asyncio.sleep(0.01)
+        assert [wait.done() for wait in waits] == let_go
+        for wait in waits:
+            wait.cancel()
+
+
 async def test_two_wait_and_one_gives_up(issuer: Issuer, verifier: Verifier) -> None:
     claims = await verifier.verify(indexed(issuer, 1))
     waits = [asyncio.create_task(verifier.wait_revoked(claims)) for _ in range(2)]
@@ -659,7 +681,7 @@ def test_waking_a_loop_that_has_ended_is_nothing(issuer: Issuer) -> None:
         reference = claims.status
         assert reference is not None
         waiter = asyncio.get_running_loop().create_future()
-        verifier._revocations._waiters[reference] = [waiter]
+        verifier._revocations._waiters[reference] = {waiter: 0.0}
 
     asyncio.run(wait())
     issuer.kit.revoke(token)
