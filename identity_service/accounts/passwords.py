@@ -96,7 +96,7 @@ def _with_few_readings(password: str) -> str:
     from zxcvbn.matching import L33T_TABLE
 
     free = [symbol for symbol in _PLAIN_SYMBOLS if symbol not in password]
-    for symbol in dict.fromkeys(reversed(password)):
+    for symbol in dict.fromkeys(reversed(password)):  # pragma: no branch - digits and one symbol have twelve at most
         readings = prod(max(1, sum(substitute in password for substitute in row)) for row in L33T_TABLE.values())
         if readings <= _MOST_READINGS or not free:
             break

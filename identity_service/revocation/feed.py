@@ -101,9 +101,9 @@ class RevocationFeed:
         is_long = self._looks % LOOKS_PER_LONG_ONE == 0
         async with self._database.connection() as db:
             found = await store.list_since(db, since, overlap=OVERLAP if is_long else SHORT_OVERLAP, now=now)
-            if is_long:
-                first, last = await store.index_range(db)
-                self.first_list, self.last_list = position(first).list_number, position(last).list_number
+            handed_out = await store.index_range(db) if is_long else None
+        if handed_out is not None:
+            self.first_list, self.last_list = (position(status_index).list_number for status_index in handed_out)
         self._looks += 1
         self._looked_at = began_at
         for revoked in found:

@@ -3,12 +3,14 @@
 import asyncio
 from collections import Counter
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
 import pytest
 
+from identity_service.accounts import registration
+from identity_service.errors import UserNotFound
 from tests.conftest import PASSWORD, Account, Api, bearer
 from tests.web.answers import problem, seen
 
@@ -627,3 +629,10 @@ async def test_no_answer_ever_holds_a_password_or_its_hash(api):
     shown = "\n".join(f"{answer.headers.multi_items()} {answer.text}" for answer in answers)
     assert len(answers) == 9
     assert [secret for secret in secrets if secret in shown] == []
+
+
+async def test_an_account_that_is_gone_by_now_is_not_changed(api):
+    """Deleted between the look at the token and the change."""
+    async with api.database.connection() as db:
+        with pytest.raises(UserNotFound):
+            await registration.update(db, uuid4(), username="nobody", change_email=False, email=None)
