@@ -208,6 +208,8 @@ def _scopes_of_role(scope: str) -> tuple[str, ...]:
         raise RoleRejected(
             f"A role gives at most {_MOST_SCOPES} scopes of printable ASCII, separated by single spaces."
         ) from None
+    if any("," in name for name in scopes):
+        raise RoleRejected("Scopes are separated by spaces, not by commas.")
     if any(name.startswith(RESERVED) for name in scopes):
         raise RoleRejected(f"Scopes that begin with {RESERVED} belong to this service; the role {ADMIN} gives them.")
     return scopes

@@ -62,6 +62,9 @@ def with_database(settings: Settings, work: Callable[[Database, Settings], Await
         async with database(ready) as db:
             return await work(db, ready)
 
+    if settings.database_url is None:
+        place = f"the embedded Postgres in {settings.embedded_dir}"
+        print(f"identity-service: using {place}; DATABASE_URL names another.", file=sys.stderr)
     with with_database_url(settings) as ready:
         return asyncio.run(run())
 

@@ -154,10 +154,10 @@ class ClaimsReader:
         except KeyError as missing:
             raise TokenRejected("missing_claim", missing.args[0]) from None
         if issuer != self._issuer:
-            raise TokenRejected("wrong_issuer")
+            raise TokenRejected("wrong_issuer", f"iss, which is not {self._issuer}")
         audience = self._array(unread_audience)
         if audience is None or self._audience.isdisjoint(audience):
-            raise TokenRejected("wrong_audience")
+            raise TokenRejected("wrong_audience", f"aud, which does not have {' or '.join(sorted(self._audience))}")
         self._check_times(issued, expires, members.get("nbf", issued), now)
         if not (type(subject) is type(client_id) is type(token_id) is type(scope) is str):
             raise TokenRejected("missing_claim", "sub, client_id, jti or scope is not text")

@@ -20,6 +20,7 @@ every log on the way.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
@@ -34,12 +35,16 @@ from identity_service.verifier.claims import Claims
 from identity_service.verifier.rejection import TokenRejected
 from identity_service.verifier.verification import Verifier
 
+log = logging.getLogger("identity_service.verifier")
+
 UNAUTHENTICATED = 4401
 FORBIDDEN = 4403
 UNAVAILABLE = 1013
 """Close codes of a WebSocket: those of HTTP plus 4000, and *try again later* (RFC 6455's registry)."""
+_LONGEST_REASON = 100  # characters, of the 123 octets that RFC 6455 5.5 leaves
 SUBPROTOCOL = "bearer"
 RETRY_AFTER = "5"
+_LIKELY_OURS = frozenset({"wrong_issuer", "wrong_audience"})
 
 _DESCRIPTIONS = {
     "malformed": "The token is malformed",
@@ -54,6 +59,14 @@ _DESCRIPTIONS = {
     "missing_claim": "The token lacks a claim",
     "revoked": "The token has been revoked",
 }
+
+
+class _NeverFromARequest:
+    """No type that FastAPI can read: `Depends(auth.require)`, where the call was forgotten, would let everybody in."""
+
+
+Asked = str | Iterable[str] | _NeverFromARequest
+"""Scopes or roles: one, several in one string between spaces, or several strings."""
 
 
 class _Scheme(SecurityBase):
@@ -108,6 +121,7 @@ class Bearer(_Scheme):
         super().__init__(OAuth2(flows=OAuthFlows(password=flow)), scheme_name)
         self.verifier = verifier
         self._realm = realm if realm is not None else verifier.audience[0]
+        self._told: set[str] = set()
         self._shown_scopes = flow.scopes
 
     @property
@@ -115,15 +129,13 @@ class Bearer(_Scheme):
         """A dependency for routes that also answer strangers: `Claims | None`."""
         return Optional(self)
 
-    def require(self, *, scope: str | Iterable[str] = (), role: str | Iterable[str] = ()) -> Guard:
+    def require(self, *, scope: Asked = (), role: Asked = ()) -> Guard:
         """Return a dependency that asks for scopes and roles: for all of them, when there are several."""
         scopes = _several(scope)
         self._show(scopes)
         return Guard(self, scopes, _several(role))
 
-    def websocket(
-        self, *, scope: str | Iterable[str] = (), role: str | Iterable[str] = ()
-    ) -> Callable[[WebSocket], AsyncIterator[Claims]]:
+    def websocket(self, *, scope: Asked = (), role: Asked = ()) -> Callable[[WebSocket], AsyncIterator[Claims]]:
         """Return a dependency for WebSocket routes.
 
         The socket is closed with 4401 when the token is missing or bad, with 4403 when it lacks a scope or role, and
@@ -138,6 +150,7 @@ class Bearer(_Scheme):
             try:
                 claims = await self.verifier.verify(unverified_token)
             except TokenRejected as error:
+                self._tell(error)
                 unavailable = error.reason == "keys_unavailable"
                 await _turn_away(socket, UNAVAILABLE if unavailable else UNAUTHENTICATED, error.reason)
             if missing := _missing(claims, scopes, roles):
@@ -155,6 +168,7 @@ class Bearer(_Scheme):
         try:
             return await self.verifier.verify(unverified_token)
         except TokenRejected as error:
+            self._tell(error)
             if error.reason == "keys_unavailable":
                 raise HTTPException(
                     503, "Tokens cannot be verified at the moment.", {"Retry-After": RETRY_AFTER}
@@ -183,20 +197,31 @@ class Bearer(_Scheme):
             with suppress(RuntimeError, OSError):  # it is being closed from the other side
                 await socket.close(UNAUTHENTICATED, "revoked")
 
+    def _tell(self, error: TokenRejected) -> None:
+        """Log, once for each, what is more likely our configuration than the caller's fault: the signature held."""
+        if error.reason in _LIKELY_OURS and error.reason not in self._told:
+            self._told.add(error.reason)
+            log.warning("verifier.names_differ: tokens are refused because of their %s", error.detail)
+
     def _show(self, scopes: tuple[str, ...]) -> None:
         for scope in scopes:
             self._shown_scopes.setdefault(scope, "")
 
 
-def _several(value: str | Iterable[str]) -> tuple[str, ...]:
-    return tuple(value.split()) if isinstance(value, str) else tuple(value)
+def _several(value: Asked) -> tuple[str, ...]:
+    assert not isinstance(value, _NeverFromARequest)
+    names = tuple(value.split()) if isinstance(value, str) else tuple(value)
+    if any("," in name for name in names):
+        raise ValueError(f"several are separated by spaces: {value!r}")
+    return names
 
 
 def _missing(claims: Claims, scopes: tuple[str, ...], roles: tuple[str, ...]) -> str:
     """Return what to tell a caller who may not, or nothing."""
     if not set(scopes).issubset(claims.scopes):
         return "The token lacks a scope"
-    return "" if set(roles).issubset(claims.roles) else "The caller lacks a role"
+    missing = [role for role in roles if role not in claims.roles]
+    return f"The caller lacks the role {' '.join(missing)}" if missing else ""
 
 
 def _challenge(status: int, detail: str, parts: dict[str, str]) -> HTTPException:
@@ -240,4 +265,4 @@ def _answering(accept: Accept, default: str) -> Accept:
 async def _turn_away(socket: WebSocket, code: int, reason: str) -> None:
     """Close the socket with a code that its owner can see: before `accept`, a browser only sees that it failed."""
     await socket.accept()
-    raise WebSocketException(code, reason)
+    raise WebSocketException(code, reason[:_LONGEST_REASON])

@@ -29,6 +29,8 @@ from identity_service.verifier.verification import TYP, Verifier
 
 __all__ = ["TestIssuer"]
 
+_MISSPELT = frozenset({"scopes", "expire", "expires"})
+
 
 class TestIssuer:
     """Mints tokens as the real issuer does, and hands out verifiers that know only this one.
@@ -67,6 +69,7 @@ class TestIssuer:
         *,
         scope: str | Iterable[str] = "",
         role: str | Iterable[str] = (),
+        audience: str | Iterable[str] | None = None,
         expired: bool = False,
         lifetime: int = 600,
         **claims: Any,
@@ -75,17 +78,22 @@ class TestIssuer:
 
         Args:
             scope, role: what the caller may do; a string or several.
+            audience: for whom it is, when not for this issuer's usual audience.
             expired: whether its time is over already.
             claims: further claims, or others than these would be; None leaves one out. Tokens with the same `sid`
                 belong to one session, and are revoked together.
         """
+        if misspelt := _MISSPELT & claims.keys():
+            # As claims that nobody reads they would make a test pass for the wrong reason.
+            raise TypeError(f"{', '.join(sorted(misspelt))}: there are scope, role, audience, expired and lifetime")
+        aud = self.audience if audience is None else (audience,) if isinstance(audience, str) else audience
         issued = int(self._now()) - (lifetime + 3600 if expired else 0)
         session_id = claims.get("sid", str(uuid4()))
         index = self._indexes.setdefault(str(session_id), len(self._indexes))
         contents = {
             "iss": self.issuer,
             "sub": subject,
-            "aud": list(self.audience),
+            "aud": list(aud),
             "client_id": "first-party",
             "jti": str(uuid4()),
             "iat": issued,

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect
+from fastapi.exceptions import FastAPIError
 from starlette.testclient import TestClient
 
 from identity_service.verifier import Claims, Verifier
@@ -152,7 +154,7 @@ ANSWERS: dict[str, tuple[str, str, list[tuple[str, str]], int, str | None]] = {
         [("Authorization", "Bearer {deleter}")],
         403,
         (
-            f'{BARE}, error="insufficient_scope", error_description="The caller lacks a role", '
+            f'{BARE}, error="insufficient_scope", error_description="The caller lacks the role admin", '
             'scope="orders:write orders:delete"'
         ),
     ),
@@ -161,7 +163,7 @@ ANSWERS: dict[str, tuple[str, str, list[tuple[str, str]], int, str | None]] = {
         "/admin",
         [("Authorization", "Bearer {writer}")],
         403,
-        f'{BARE}, error="insufficient_scope", error_description="The caller lacks a role"',
+        f'{BARE}, error="insufficient_scope", error_description="The caller lacks the role admin"',
     ),
     "role_there": ("GET", "/admin", [("Authorization", "Bearer {admin}")], 200, None),
     "optional_without": ("GET", "/catalogue", [], 200, None),
@@ -332,3 +334,58 @@ async def test_a_socket_that_is_closed_already_is_left_alone() -> None:
     await auth._close_when_revoked(socket, claims)
     await auth._close_when_revoked(socket, claims)
     assert sent == ["websocket.accept", "websocket.close"]
+
+
+# Ways to be wrong as the author of a service
+
+
+def forgotten_call_of_a_route(auth: Bearer, app: FastAPI) -> None:
+    @app.get("/x")
+    async def x(caller: Annotated[Claims, Depends(auth.require)]) -> None: ...
+
+
+def forgotten_call_among_dependencies(auth: Bearer, app: FastAPI) -> None:
+    app.get("/x", dependencies=[Depends(auth.require)])(lambda: None)
+
+
+def forgotten_call_of_a_socket(auth: Bearer, app: FastAPI) -> None:
+    @app.websocket("/x")
+    async def x(socket: WebSocket, caller: Annotated[Claims, Depends(auth.websocket)]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "forget", [forgotten_call_of_a_route, forgotten_call_among_dependencies, forgotten_call_of_a_socket]
+)
+def test_a_guard_that_was_not_called_makes_no_route(forget: Callable[[Bearer, FastAPI], None]) -> None:
+    """FastAPI would read scope and role from the query, and let everybody in."""
+    with pytest.raises(FastAPIError):
+        forget(Bearer(issuer.verifier()), FastAPI())
+
+
+@pytest.mark.parametrize("asked", ["orders:read,orders:write", ["orders:read,"]])
+def test_scopes_between_commas_are_no_guard(asked: Any) -> None:
+    with pytest.raises(ValueError, match="spaces"):
+        Bearer(issuer.verifier()).require(scope=asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"audience": "billing"},
+            "verifier.names_differ: tokens are refused because of their aud, which",
+        ),
+        ({}, ""),
+    ],
+)
+async def test_what_is_probably_a_wrong_setting_is_said_once(
+    caplog: pytest.LogCaptureFixture, options: dict[str, Any], said: str
+) -> None:
+    app = make_app(issuer.verifier(**options))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="https://orders") as http:
+        for _ in range(2):
+            for token in (issuer.token(), issuer.token(expired=True), "x"):
+                await http.get("/orders", headers={"Authorization": f"Bearer {token}"})
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == bool(said)
+    assert "".join(lines).startswith(said)

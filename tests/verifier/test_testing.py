@@ -4,6 +4,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,19 @@ async def test_a_revocation_reaches_every_verifier_early_or_late(token_issuer: T
 async def test_several_audiences() -> None:
     issuer = TestIssuer(audience=("orders", "billing"))
     assert (await issuer.verifier(audience="billing").verify(issuer.token())).audience == ("orders", "billing")
+
+
+async def test_another_services_token_is_as_easy(token_issuer: TestIssuer) -> None:
+    for audience in ("billing", ["billing", "stock"]):
+        with pytest.raises(TokenRejected, match="wrong_audience"):
+            await token_issuer.verifier().verify(token_issuer.token(audience=audience))
+
+
+@pytest.mark.parametrize("misspelt", ["scopes", "expire", "expires"])
+def test_a_misspelt_argument_makes_no_token(token_issuer: TestIssuer, misspelt: str) -> None:
+    claims: dict[str, Any] = {misspelt: "orders:read"}
+    with pytest.raises(TypeError, match=misspelt):
+        token_issuer.token(**claims)
 
 
 async def test_following_is_possible_and_finds_no_lists(token_issuer: TestIssuer) -> None:
