@@ -21,14 +21,14 @@ every log on the way.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol
 
 from fastapi import HTTPException, Request, WebSocket, WebSocketException
 from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
 from fastapi.security.base import SecurityBase
 from starlette.datastructures import Headers
+from starlette.types import Message
 from starlette.websockets import WebSocketState
 
 from identity_service.verifier.claims import Claims
@@ -145,8 +145,8 @@ class Bearer(_Scheme):
 
         async def guard(socket: WebSocket) -> AsyncIterator[Claims]:
             unverified_token, subprotocol = _token_of_socket(socket.headers)
-            if subprotocol is not None:
-                socket.accept = _answering(socket.accept, subprotocol)  # type: ignore[method-assign]
+            over = asyncio.Event()
+            _end_with(socket, over, subprotocol)
             try:
                 claims = await self.verifier.verify(unverified_token)
             except TokenRejected as error:
@@ -155,7 +155,7 @@ class Bearer(_Scheme):
                 await _turn_away(socket, UNAVAILABLE if unavailable else UNAUTHENTICATED, error.reason)
             if missing := _missing(claims, scopes, roles):
                 await _turn_away(socket, FORBIDDEN, missing)
-            watch = asyncio.create_task(self._close_when_revoked(socket, claims))
+            watch = asyncio.create_task(self._close_when_revoked(socket, claims, over))
             try:
                 yield claims
             finally:
@@ -191,11 +191,11 @@ class Bearer(_Scheme):
             raise _challenge(401, "An access token is needed.", {"realm": self._realm})
         return token
 
-    async def _close_when_revoked(self, socket: WebSocket, claims: Claims) -> None:
+    async def _close_when_revoked(self, socket: WebSocket, claims: Claims, over: asyncio.Event) -> None:
         await self.verifier.wait_revoked(claims)
-        if socket.application_state is not WebSocketState.DISCONNECTED:
-            with suppress(RuntimeError, OSError):  # it is being closed from the other side
-                await socket.close(UNAUTHENTICATED, "revoked")
+        over.set()
+        if socket.application_state is WebSocketState.CONNECTED:
+            await _close_revoked(socket)
 
     def _tell(self, error: TokenRejected) -> None:
         """Log, once for each, what is more likely our configuration than the caller's fault: the signature held."""
@@ -247,19 +247,35 @@ def _is_bearer(value: str) -> bool:
     return value.partition(" ")[0].lower() == "bearer"
 
 
-class Accept(Protocol):
-    def __call__(
-        self, subprotocol: str | None = None, headers: Iterable[tuple[bytes, bytes]] | None = None
-    ) -> Coroutine[Any, Any, None]: ...
+def _end_with(socket: WebSocket, over: asyncio.Event, default: str | None) -> None:
+    """Have nothing more arrive on the socket once it is over, whatever its owner does about being closed.
 
+    Args:
+        default: the subprotocol that `accept` answers when the route names none; without one, browsers give up.
+    """
+    accept, receive = socket.accept, socket.receive
 
-def _answering(accept: Accept, default: str) -> Accept:
-    """Wrap `accept`: browsers give up when none of the subprotocols they offered is answered."""
-
-    async def answer(subprotocol: str | None = None, headers: Iterable[tuple[bytes, bytes]] | None = None) -> None:
+    async def accept_and_look(
+        subprotocol: str | None = None, headers: Iterable[tuple[bytes, bytes]] | None = None
+    ) -> None:
         await accept(subprotocol or default, headers)
+        if over.is_set():
+            await _close_revoked(socket)
 
-    return answer
+    async def receive_until_over() -> Message:
+        message: Message = {} if over.is_set() else await receive()
+        if not over.is_set():
+            return message
+        socket.client_state = WebSocketState.DISCONNECTED
+        return {"type": "websocket.disconnect", "code": UNAUTHENTICATED, "reason": "revoked"}
+
+    socket.accept = accept_and_look  # type: ignore[method-assign]
+    socket.receive = receive_until_over  # type: ignore[method-assign]
+
+
+async def _close_revoked(socket: WebSocket) -> None:
+    with suppress(RuntimeError, OSError):  # it is being closed from the other side
+        await socket.close(UNAUTHENTICATED, "revoked")
 
 
 async def _turn_away(socket: WebSocket, code: int, reason: str) -> None:

@@ -16,6 +16,8 @@ import httpx2
 log = logging.getLogger("identity_service.verifier")
 
 TIMEOUT = 3.0
+_DATE_PRECISION = 2.0
+"""Seconds by which a `Date` may be behind: it has whole ones, and servers write it once a second."""
 
 
 class FetchFailed(Exception):
@@ -130,5 +132,5 @@ class Border:
         except (KeyError, ValueError):
             return
         self.clock_skew = theirs - self._now()
-        if abs(self.clock_skew) > self._leeway:
+        if abs(self.clock_skew) > self._leeway + _DATE_PRECISION:
             log.warning("verifier.clock_skew: the issuer's clock differs by %.0f s", self.clock_skew)

@@ -19,6 +19,7 @@ from identity_service.verifier.rejection import TokenRejected
 MAX_LENGTH = 8192
 MAX_HEADER_LENGTH = 1024
 _KNOWN_HEADERS = 64
+_MOST_BRACKETS = 500
 
 ALGORITHMS: Final[dict[str, Algorithm]] = {
     "RS256": RSAAlgorithm(RSAAlgorithm.SHA256),
@@ -135,7 +136,8 @@ def parse_object(encoded: bytes) -> dict[str, Any]:
     """
     try:
         text = encoded.decode()
-        value, end = _scan(text, 0)
+        # How deep is too deep must not depend on the interpreter.
+        value, end = _scan(text, 0) if text.count("[") + text.count("{") <= _MOST_BRACKETS else (None, 0)
         if "\\" in text:
             # An escaped lone surrogate is a str that nobody can encode again: a crash somewhere downstream.
             json.dumps(value, ensure_ascii=False).encode()

@@ -87,6 +87,8 @@ class Keys:
         self._retry_at = float("-inf")
         self._failures = 0
         self._flight: asyncio.Task[None] | None = None
+        self._hinted = False
+        """Whether the issuer has said that its keys changed, and not every replica of it need have published them."""
         self._settled_at = float("-inf")
         self._unknown_refetch_at = float("-inf")
         self._unknown: dict[str, float] = {}
@@ -130,6 +132,7 @@ class Keys:
 
     def hear_changed(self) -> None:
         """Ask now, because the issuer says that its keys have changed, and again when all its replicas must know."""
+        self._hinted = True
         self._settled_at = self._clock() + SETTLED
         self._fetch()
 
@@ -164,12 +167,12 @@ class Keys:
     async def _renew(self) -> None:
         try:
             answer = await self._border.get(
-                self._url, accept="application/json", max_length=MAX_LENGTH, etag=self._etag, fresh=self._is_unsettled()
+                self._url, accept="application/json", max_length=MAX_LENGTH, etag=self._etag, fresh=self._hinted
             )
             self._take(answer)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the keys held stay in force
             now = self._clock()
-            if now >= self.due_at:  # otherwise only an unknown key id wanted it, and the keys are good
+            if now >= self.due_at or self._hinted:  # else only an unknown key id wanted it, and the keys are good
                 self._retry_at = now + min(_RETRY[0] * 2**self._failures, _RETRY[1])
                 self._failures = min(self._failures + 1, 10)
                 confirmed_at = float("-inf") if self._confirmed_at is None else self._confirmed_at
@@ -192,10 +195,8 @@ class Keys:
         lifetime = min(max(_lifetime(answer.headers), MIN_LIFETIME), MAX_LIFETIME)
         self._confirmed_at, self._failures, self._retry_at = now, 0, float("-inf")
         self._stale_at = now + lifetime
-        self.due_at = self._settled_at if self._is_unsettled() else now + min(lifetime * 0.8, self._max_age)
-
-    def _is_unsettled(self) -> bool:
-        return self._clock() < self._settled_at
+        self._hinted = now < self._settled_at
+        self.due_at = self._settled_at if self._hinted else now + min(lifetime * 0.8, self._max_age)
 
 
 def _is_same(one: Key, other: Key) -> bool:

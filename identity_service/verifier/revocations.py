@@ -35,11 +35,15 @@ TICK = 0.5
 MAX_LISTS = 256
 MAX_OVERLAY = 100_000
 _CONNECTED_INTERVAL = 300.0
-_SETTLED = 2.0
-"""Seconds after which every replica lists what another one had told its followers before we were one of them."""
+_SETTLING = (2.0, 10.0)
+"""Seconds between the looks after a connection. By the first, replicas in step list what another one had told its
+followers before we were one of them; by the second, one that lags has noticed, and answers nothing at all."""
+_JUST_NOW = 12.0
 _MISSED = 100.0
 """Seconds without the issuer's word, and after a token's end, from which on its revocation may have come and gone: the
 entry is kept for two minutes after both."""
+_GRACE = 5.0
+"""Seconds that hearing may take before it counts as overdue; longer than fetching a list."""
 _UNUSED = 86_400.0
 _ABSENT_INTERVAL = 60.0
 _PRUNE_INTERVAL = 30.0
@@ -67,7 +71,24 @@ class _List:
         self.failures = 0
         self.connection = 0
         """The number of the stream's connection during which it was fetched."""
+        self.looks = 0
+        """How often it was fetched during that."""
         self.flight: asyncio.Task[None] | None = None
+
+    def take(self, token: StatusListToken, etag: str | None, *, just_now: bool) -> None:
+        """Take up what a list says.
+
+        Indexes are never used again, so what one replica has listed is not undone by another that lags behind it or
+        has another clock: a list that is older, or came just after the one held, adds to it.
+        """
+        held, held_token = self.statuses, self.token
+        older = held_token is not None and token.issued < held_token.issued
+        self.statuses, self.etag = token.statuses, etag
+        if held is not None and (older or just_now) and len(held) == len(token.statuses):
+            # Without its ETag: what is held now is nobody's list, and the next one is to be seen whole.
+            self.statuses, self.etag = status_list.union(held, token.statuses), None
+        self.token = held_token if older else token
+        self.absent = False
 
     def says_revoked(self, index: int) -> bool:
         """Tell what the list says; IndexError beyond its end. Any status but VALID refuses."""
@@ -120,6 +141,9 @@ class Revocations:
         self._last_event_id = ""
         self._connections = 0
         self._heard_at = 0.0
+        self._clocks_apart = now() - clock()
+        self.due_at = float("inf")
+        """From when on, on `clock`, `check` must be asked about every token: nothing was heard when it should have."""
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     # What verifying asks
@@ -131,6 +155,10 @@ class Revocations:
             TokenRejected: with reason revoked; malformed, when the list has no such entry; or keys_unavailable, when
                 nothing was heard for too long and that is to be refused.
         """
+        return self._clock() < self.due_at and self._accepts(reference)
+
+    def _accepts(self, reference: StatusReference) -> bool:
+        """Judge by what is held; False when nothing is held of this list."""
         if self._overlay and reference in self._overlay:
             raise TokenRejected("revoked")
         if not self._follow:
@@ -160,7 +188,8 @@ class Revocations:
         # The first requests wait for a list that is not known. When that has failed, later ones do not.
         if not held.failures:
             await asyncio.wait({self._fetch(held)})
-        if not self.check(reference) and self._max_staleness is not None:
+        self._set_due()
+        if not self._accepts(reference) and self._max_staleness is not None:
             raise TokenRejected("keys_unavailable", "the status list cannot be had")
 
     def _hold(self, uri: str) -> _List:
@@ -224,12 +253,13 @@ class Revocations:
         for reference, until in self._overlay.copy().items():
             if until <= now:
                 self._overlay.pop(reference, None)
-        while len(self._overlay) > MAX_OVERLAY:
-            # What leaves here early is in its list; the list is fetched again to be sure.
-            forgotten = next(iter(self._overlay))
-            self._overlay.pop(forgotten, None)
-            if (held := self._lists.get(forgotten.uri)) is not None:
-                held.due_at = min(held.due_at, self._clock())
+        if len(self._overlay) > MAX_OVERLAY:
+            # What leaves here early is in its list; the list is fetched again to be sure. Many at once: looking for
+            # some takes as long as looking for one.
+            for forgotten in list(self._overlay)[: MAX_OVERLAY // 10]:
+                self._overlay.pop(forgotten, None)
+                if (held := self._lists.get(forgotten.uri)) is not None:
+                    held.due_at = min(held.due_at, self._clock())
 
     # How old that is
 
@@ -254,17 +284,20 @@ class Revocations:
             held.due_at = self._clock() + min(_RETRY[0] * 2**held.failures, _RETRY[1])
             held.failures = min(held.failures + 1, 10)
             log.warning("verifier.status_list_unavailable: %s: %s", held.uri, error)
+            self._set_due()
             return
         held.failures = 0
         gap = self._age(held) or 0.0
         held.good_at = self._clock()
         held.due_at = held.good_at + self._interval(held)
         if connection and connection == self._connections:
-            if held.connection != connection:
-                held.due_at = held.good_at + _SETTLED
+            held.looks = held.looks + 1 if held.connection == connection else 1
+            if held.looks <= len(_SETTLING):
+                held.due_at = held.good_at + _SETTLING[held.looks - 1]
             held.connection = connection
         elif self.connected:
             held.due_at = held.good_at  # fetched before the stream stood: something may lie between the two
+        self._set_due()
         for reference in [waiting for waiting in list(self._waiters) if waiting.uri == held.uri]:
             expired = min(self._waiters[reference].values()) < self._now() - _MISSED
             if _revoked_in(held, reference) or (gap > _MISSED and expired):
@@ -272,20 +305,25 @@ class Revocations:
 
     async def _take(self, held: _List) -> None:
         answer = await self._border.get(
-            held.uri, accept=status_list.MEDIA_TYPE, max_length=status_list.MAX_TOKEN_LENGTH, etag=held.etag
+            held.uri,
+            accept=status_list.MEDIA_TYPE,
+            max_length=status_list.MAX_TOKEN_LENGTH,
+            etag=held.etag,
+            # Without a stream, a cache's copy is as good as the `ttl`. What follows a connection must be the last word.
+            fresh=self.connected,
         )
         if answer.status == 304 and held.statuses is not None:
             return
-        if answer.status == 404:
+        if answer.status == 404 and self._max_staleness is None:
             # An issuer without this list, or one that has retired it: what is known of it stays.
             held.absent = held.statuses is None
             return
+        if answer.status != 200:
+            raise FetchFailed(f"answered {answer.status}")
         token = await self._open(answer.body, held.uri)
-        if held.token is not None and token.issued < held.token.issued:
-            raise FetchFailed("an older list than the one held came back")
-        held.statuses, held.token, held.absent = token.statuses, token, False
+        just_now = held.good_at is not None and self._clock() - held.good_at <= _JUST_NOW
+        held.take(token, answer.headers.get("etag"), just_now=just_now)
         self._on_change()
-        held.etag = answer.headers.get("etag")
 
     async def _open(self, unverified_token: bytes, uri: str) -> StatusListToken:
         unverified = jws.take_apart(unverified_token, max_length=status_list.MAX_TOKEN_LENGTH)
@@ -302,6 +340,14 @@ class Revocations:
         if held.token is None:
             return _ABSENT_INTERVAL
         return max(held.token.ttl, _CONNECTED_INTERVAL) if self.connected else float(held.token.ttl)
+
+    def _set_due(self) -> None:
+        """Work out until when the tasks must have heard something, if they run."""
+        lists = self._lists.values()
+        if self.connected:
+            self.due_at = max(self._heard_at, *(held.good_at or 0.0 for held in lists), 0.0) + SILENCE + _GRACE
+        else:
+            self.due_at = min((held.due_at for held in lists), default=float("inf")) + _GRACE
 
     # The two tasks
 
@@ -330,6 +376,7 @@ class Revocations:
             await asyncio.sleep(TICK)
             now = self._clock()
             if now >= self._prune_at:
+                self._notice_leap()
                 self._prune_overlay()
                 self._prune_at = now + _PRUNE_INTERVAL
             for held in list(self._lists.values()):
@@ -337,6 +384,14 @@ class Revocations:
                     self._look_after(held, now)
                 elif now >= held.due_at:
                     self._fetch(held)
+
+    def _notice_leap(self) -> None:
+        """Fetch the lists when the time of day was set: what the stream said may look expired, and not be."""
+        apart = self._now() - self._clock()
+        if abs(apart - self._clocks_apart) > self._leeway:
+            for held in self._lists.values():
+                held.due_at = self._clock()
+        self._clocks_apart = apart
 
     def _look_after(self, held: _List, now: float) -> None:
         """Let go of a list that no token has named for longer than a token can live."""
@@ -368,6 +423,7 @@ class Revocations:
                 async for part in answer.aiter_bytes():
                     limit.reschedule(asyncio.get_running_loop().time() + SILENCE)
                     self._heard_at = self._clock()
+                    self._set_due()
                     for event in reader.feed(part):
                         self._hear(event)
                     self._last_event_id = reader.last_id
@@ -391,6 +447,9 @@ class Revocations:
             held.due_at = self._heard_at
             if not _flies(held.flight):
                 self._fetch(held)
+        if (self._keys.age or 0) > 1:
+            self._keys.hear_changed()  # it may have been said while nobody here was listening
+        self._set_due()
 
     def _disconnected(self) -> None:
         self._on_change()  # so that the next token starts the tasks again, should their loop have ended
@@ -402,6 +461,7 @@ class Revocations:
                 held.good_at = max(held.good_at, self._heard_at)
                 held.due_at = min(held.due_at, held.good_at + self._interval(held))
             held.connection = 0
+        self._set_due()
 
     def _hear(self, event: Event) -> None:
         if event.name == "keys":

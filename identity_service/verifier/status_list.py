@@ -49,6 +49,12 @@ class StatusListToken:
     ttl: int
 
 
+def union(one: StatusList, other: StatusList) -> StatusList:
+    """Return the list that says of every entry what either says; both are of one length."""
+    octets = int.from_bytes(one.octets) | int.from_bytes(other.octets)
+    return StatusList(other.bits, octets.to_bytes(len(other.octets)))
+
+
 def build(positions: Iterable[int], size: int) -> str:
     """Return a list of one bit per token, packed, with the bits at these positions set to INVALID.
 

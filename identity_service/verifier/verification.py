@@ -134,8 +134,11 @@ class Verifier:
             TokenRejected: and nothing else, whatever the token is made of.
         """
         claims = self._cache.fresh.get(unverified_token) if type(unverified_token) is str else None
-        if claims is not None and self._clock() < self._keys.due_at and self._now() < claims.expires + self._leeway:
-            return claims
+        if claims is not None:
+            moment = self._clock()
+            heard = moment < self._keys.due_at and moment < self._revocations.due_at
+            if heard and self._now() < claims.expires + self._leeway:
+                return claims
         return await self._look_closer(unverified_token)
 
     async def wait_revoked(self, claims: Claims) -> None:
@@ -238,6 +241,8 @@ class Verifier:
 
 
 def _exact_bytes(unverified_token: str | bytes) -> bytes:
+    if not isinstance(unverified_token, str | bytes):
+        raise TokenRejected("malformed", "neither text nor bytes")
     if len(unverified_token) > MAX_LENGTH:
         raise TokenRejected("malformed", "too long")
     try:

@@ -313,27 +313,69 @@ def test_an_open_socket_is_closed_with_4401_when_its_session_is_revoked(client: 
     assert (gone.value.code, gone.value.reason) == (4401, "revoked")
 
 
-async def test_a_socket_that_is_closed_already_is_left_alone() -> None:
+class Peer:
+    """The other end of a socket, at the server's side of the network."""
+
+    def __init__(self, token: str) -> None:
+        self.sent: list[str] = []
+        self.held_up = asyncio.Event()
+        self.held_up.set()
+        self.says: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        headers = [(b"authorization", f"Bearer {token}".encode())]
+        self.socket = WebSocket({"type": "websocket", "headers": headers}, self.says.get, self.send)
+        self.says.put_nowait({"type": "websocket.connect"})
+
+    async def send(self, message: Any) -> None:
+        await self.held_up.wait()
+        self.sent.append(message["type"])
+
+    def say(self, text: str) -> None:
+        self.says.put_nowait({"type": "websocket.receive", "text": text})
+
+
+async def test_a_revoked_peer_that_does_not_let_itself_be_closed_says_nothing_any_more() -> None:
+    """It does not read, so the close never leaves; what it writes would arrive for as long as it likes."""
+    auth, token = Bearer(issuer.verifier()), issuer.token()
+    peer = Peer(token)
+    async for _ in auth.websocket()(peer.socket):
+        await peer.socket.accept()
+        peer.say("before")
+        assert await peer.socket.receive_text() == "before"
+        waiting = asyncio.create_task(peer.socket.receive_text())
+        await asyncio.sleep(0.01)
+        peer.held_up.clear()
+        issuer.revoke(token)
+        await asyncio.sleep(0.01)
+        peer.say("after")
+        with pytest.raises(WebSocketDisconnect) as gone:
+            await waiting
+        assert (gone.value.code, gone.value.reason) == (4401, "revoked")
+        assert (await peer.socket.receive())["type"] == "websocket.disconnect"
+    assert peer.sent == ["websocket.accept"]
+
+
+async def test_a_session_that_is_revoked_before_the_route_accepts_is_closed_with_4401() -> None:
+    """Closed any earlier, its owner would only see that it failed, and the route would fail with it."""
+    auth, token = Bearer(issuer.verifier()), issuer.token()
+    peer = Peer(token)
+    async for _ in auth.websocket()(peer.socket):
+        issuer.revoke(token)
+        await asyncio.sleep(0.01)
+        assert peer.sent == []
+        await peer.socket.accept()
+        assert peer.sent == ["websocket.accept", "websocket.close"]
+
+
+async def test_a_socket_that_the_route_has_closed_is_left_alone() -> None:
     """The revocation and the end of the route may come in any order."""
-    verifier = issuer.verifier()
-    auth = Bearer(verifier)
-    token = issuer.token()
-    claims = await verifier.verify(token)
-    issuer.revoke(token)
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, str]:
-        return {"type": "websocket.connect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
-        await asyncio.sleep(0)
-
-    socket = WebSocket({"type": "websocket", "headers": []}, receive, send)
-    await socket.accept()
-    await auth._close_when_revoked(socket, claims)
-    await auth._close_when_revoked(socket, claims)
-    assert sent == ["websocket.accept", "websocket.close"]
+    auth, token = Bearer(issuer.verifier()), issuer.token()
+    peer = Peer(token)
+    async for _ in auth.websocket()(peer.socket):
+        await peer.socket.accept()
+        await peer.socket.close()
+        issuer.revoke(token)
+        await asyncio.sleep(0.01)
+    assert peer.sent == ["websocket.accept", "websocket.close"]
 
 
 # Ways to be wrong as the author of a service

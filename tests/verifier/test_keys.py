@@ -186,10 +186,15 @@ async def test_a_failed_first_fetch_is_tried_again_after_a_pause_and_does_not_st
     assert issuer.keys_asked == 2
 
 
+async def test_an_answer_of_304_confirms_no_keys_that_were_never_had(issuer: Issuer, verifier: Verifier) -> None:
+    issuer.keys_answer = lambda request: httpx2.Response(304)
+    with pytest.raises(TokenRejected, match="keys_unavailable"):
+        await verifier.verify(issuer.token())
+
+
 BROKEN: dict[str, Any] = {
     "500": lambda request: httpx2.Response(500),
     "404": lambda request: httpx2.Response(404),
-    "304_without_having_asked": lambda request: httpx2.Response(404),
     "garbage": lambda request: httpx2.Response(200, content=b"<html>"),
     "not_an_object": lambda request: httpx2.Response(200, content=b"[]"),
     "no_keys": lambda request: httpx2.Response(200, json={"keys": []}),

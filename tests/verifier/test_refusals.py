@@ -241,6 +241,10 @@ REFUSALS: dict[str, tuple[Wrong, str]] = {
     "payload_infinity": (lambda i: raw_payload(i, json.dumps(payload(i) | {"x": float("inf")})), "malformed"),
     "payload_lone_surrogate": (lambda i: i.token(sub="\ud800"), "malformed"),
     "F10_nested_deeply": (lambda i: raw_payload(i, '{"x":' + "[" * 2500 + "]" * 2500 + "}"), "malformed"),
+    "F10_nested_as_deeply_as_some_interpreters_read": (
+        lambda i: raw_payload(i, '{"x":' + "[" * 500 + "]" * 500 + "}"),
+        "malformed",
+    ),
     "F10_a_number_of_5000_digits": (lambda i: raw_payload(i, '{"x":' + "9" * 5000 + "}"), "malformed"),
 }
 
@@ -398,6 +402,12 @@ async def test_f16_no_bytes_raise_anything_else(token: str | bytes) -> None:
         return
     with pytest.raises(TokenRejected):
         await verifier.verify(token)
+
+
+@pytest.mark.parametrize("token", [None, 5, bytearray(b"x"), ["x"]])
+async def test_f16_nothing_but_text_and_bytes_is_a_token(token: Any) -> None:
+    with pytest.raises(TokenRejected, match="malformed"):
+        await KIT.verifier().verify(token)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ async def test_tsl1_any_status_but_valid_refuses(issuer: Issuer, verifier: Verif
 async def test_an_issuer_without_lists_has_its_tokens_simply_verified(issuer: Issuer, now: Clock) -> None:
     issuer.list_answer = lambda request: httpx2.Response(404)
     issuer.offers_stream = False
-    async with issuer.verifier(on_stale="reject") as verifier:
+    async with issuer.verifier() as verifier:
         assert await verifier.verify(indexed(issuer, 1))
         assert await verifier.verify(issuer.token(status=None))
         issuer.list_answer = None
@@ -150,6 +150,14 @@ async def test_an_issuer_without_lists_has_its_tokens_simply_verified(issuer: Is
         now.advance(61)
         await until(lambda: issuer.asked("/status-lists/1") >= 2)
         await refused(verifier, indexed(issuer, 1), "revoked")
+
+
+async def test_on_stale_reject_takes_no_absence_for_an_answer(issuer: Issuer) -> None:
+    """A route that an ingress has forgotten says of every token that nobody has revoked it."""
+    issuer.list_answer = lambda request: httpx2.Response(404)
+    async with issuer.verifier(on_stale="reject") as verifier:
+        await refused(verifier, indexed(issuer, 1), "keys_unavailable")
+        assert await verifier.verify(issuer.token(status=None))
 
 
 async def test_a_list_that_is_retired_keeps_what_it_said(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
@@ -242,6 +250,60 @@ async def test_an_older_list_does_not_bring_a_token_back(issuer: Issuer, verifie
     await refused(verifier, indexed(issuer, 1), "revoked")
 
 
+async def test_an_older_list_adds_what_it_says(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    """Of a replica whose clock is behind, or of one issuer whose clock was set back: it is the truth all the same."""
+    issuer.list_claims = {"iat": int(now()) + 20}
+    await verifier.verify(indexed(issuer, 1))
+    issuer.revoked, issuer.list_claims = {1}, {"iat": int(now())}
+    now.advance(301)
+    await until(lambda: verifier.status().lists == {LIST: 0})
+    await refused(verifier, indexed(issuer, 1), "revoked")
+
+
+async def test_a_replica_that_lags_does_not_bring_a_token_back(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
+    """Its list is newer by the clock, and came a moment after that of one which knew more."""
+    issuer.revoked, issuer.ttl, issuer.offers_stream = {1}, 5, False
+    await refused(verifier, indexed(issuer, 1), "revoked")
+    issuer.revoked = set()
+    for moment, says in ((5, True), (13, False)):
+        now.advance(moment)
+        await until(lambda: verifier.status().lists == {LIST: 0})
+        assert verifier._revocations._lists[LIST].says_revoked(1) == says
+
+
+async def test_on_stale_reject_trusts_another_replicas_older_list(issuer: Issuer, now: Clock) -> None:
+    """It was rendered a minute earlier and says the same; refusing it would refuse every valid token after a while."""
+    async with issuer.verifier(on_stale="reject") as verifier:
+        token = indexed(issuer, 1, lifetime=7200)
+        await verifier.verify(token)
+        await connected(verifier)
+        issuer.list_claims = {"iat": int(now()) - 60}
+        issuer.streams[0].end()
+        await until(lambda: len(issuer.streams) == 2 and verifier.status().stream_connected)
+        for _ in range(40):
+            now.advance(10)
+            issuer.streams[-1].say(": still here\n\n")
+            await until(lambda: verifier.status().lists == {LIST: 0})
+        assert await verifier.verify(token)
+
+
+async def test_a_program_that_makes_a_loop_for_each_call_hears_of_revocations(issuer: Issuer, now: Clock) -> None:
+    """As synchronous frameworks do: no task lives long enough to fetch a list that is due."""
+    issuer.ttl, issuer.offers_stream = 15, False
+    verifier, token = issuer.verifier(), indexed(issuer, 1)
+
+    def call() -> str:
+        try:
+            return asyncio.run(verifier.verify(token)).subject
+        except TokenRejected as error:
+            return error.reason
+
+    assert await asyncio.to_thread(call)
+    issuer.revoked = {1}
+    now.advance(21)
+    assert await asyncio.to_thread(call) == "revoked"
+
+
 # The stream
 
 
@@ -299,6 +361,71 @@ async def test_an_event_of_other_keys_has_them_fetched_now_and_again_when_every_
     assert issuer.requests[-1].headers.get("cache-control") is None
 
 
+async def test_what_follows_a_connection_is_asked_of_the_issuer_and_not_of_a_cache(
+    issuer: Issuer, verifier: Verifier, now: Clock
+) -> None:
+    """What was revoked between two connections may be in no copy of the list that a cache has."""
+    await verifier.verify(indexed(issuer, 1))
+    await connected(verifier)
+    await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+    asked = [request for request in issuer.requests if request.url.path.endswith("/1")]
+    assert asked[-1].headers["cache-control"] == "no-cache"
+
+
+async def test_the_keys_are_asked_for_after_a_reconnection(
+    issuer: Issuer, verifier: Verifier, now: Clock, other_key: rsa.RSAPrivateKey
+) -> None:
+    """That one was revoked may have been said while nobody here was listening."""
+    token = indexed(issuer, 1)
+    await verifier.verify(token)
+    await connected(verifier)
+    issuer.keys = [_public_jwk(other_key)]
+    now.advance(10)
+    issuer.streams[0].end()
+    await until(lambda: len(issuer.streams) == 2 and issuer.kit.key_id not in verifier.status().keys)
+    await refused(verifier, token, "unknown_key")
+
+
+async def test_other_keys_that_could_not_be_fetched_are_asked_for_again(
+    issuer: Issuer, verifier: Verifier, now: Clock, other_key: rsa.RSAPrivateKey
+) -> None:
+    token = indexed(issuer, 1)
+    await verifier.verify(token)
+    await connected(verifier)
+    issuer.keys_answer = lambda request: httpx2.Response(503)
+    issuer.streams[0].say("event: keys\ndata: {}\n\n")
+    await until(lambda: issuer.keys_asked == 2)
+    for pause in (1, 2, 4):
+        now.advance(pause)
+        await verifier.verify(token)
+        await until(lambda: issuer.keys_asked >= 3)
+    issuer.keys_answer, issuer.keys = None, [_public_jwk(other_key)]
+    now.advance(8)
+    await verifier.verify(token)
+    await until(lambda: issuer.kit.key_id not in verifier.status().keys)
+    assert issuer.requests[-1].headers["cache-control"] == "no-cache"
+    await refused(verifier, token, "unknown_key")
+
+
+async def test_the_time_of_day_may_leap_and_come_back(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In between, what the stream said looks expired and is forgotten; the list still has it."""
+    monkeypatch.setattr(revocations_module, "_PRUNE_INTERVAL", 0)
+    async with issuer.verifier() as verifier:
+        steady = issuer.clock()
+        verifier._revocations._clock = verifier._keys._clock = verifier._clock = lambda: steady
+        token = indexed(issuer, 1)
+        await verifier.verify(token)
+        await connected(verifier)
+        issuer.streams[0].revoked(1, exp=int(steady) + 600)
+        issuer.revoked = {1}
+        await until(lambda: bool(verifier._revocations._overlay))
+        issuer.clock.advance(3600)
+        await until(lambda: not verifier._revocations._overlay)
+        issuer.clock.advance(-3600)
+        await until(lambda: verifier._revocations._lists[LIST].says_revoked(1))
+        await refused(verifier, token, "revoked")
+
+
 async def test_an_event_without_an_end_holds_for_a_day(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
     await verifier.verify(indexed(issuer, 1))
     await connected(verifier)
@@ -351,6 +478,8 @@ async def test_what_only_a_replica_that_lags_behind_did_not_list_is_found_a_mome
     now.advance(2)
     await until(lambda: verifier._revocations._lists[LIST].says_revoked(3))
     await refused(verifier, token, "revoked")
+    now.advance(10)
+    await until(lambda: verifier._revocations._lists[LIST].looks == 3)
     asked = issuer.asked("/status-lists/1")
     now.advance(250)
     await asyncio.sleep(0.03)
