@@ -22,6 +22,7 @@ from identity_service.signing import jwks
 from identity_service.signing.keyring import Key, Keyring, TokenLifetimes
 from identity_service.tokens import access, jws
 from identity_service.verifier import Verifier, status_list
+from identity_service.verifier.claims import StatusReference
 
 ISSUER = "https://id.example.com"
 AUDIENCE = "api"
@@ -65,7 +66,7 @@ class Issuer:
             scope=("orders:read", "orders:write"),
             roles=("customer",),
         )
-        return access.mint(self.key, claims, access.StatusReference(place.index, _LIST))
+        return access.mint(self.key, claims, StatusReference(_LIST, place.index))
 
     def _sign_list(self) -> str:
         now = int(time.time())

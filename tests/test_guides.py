@@ -198,6 +198,7 @@ def test_the_script_names_the_caller_and_after_a_logout_the_reason(
 
 def test_a_blocking_program_verifies(real_files: Path, service: Service) -> None:
     blocking = load(real_files / "blocking.py")
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "verifier")
     try:
         assert blocking.verify(log_in(service)["access_token"]).client_id == "first-party"
         with pytest.raises(TokenRejected, match="malformed"):
@@ -205,7 +206,6 @@ def test_a_blocking_program_verifies(real_files: Path, service: Service) -> None
     finally:
         asyncio.run_coroutine_threadsafe(blocking.verifier.aclose(), blocking.loop).result(5)
         blocking.loop.call_soon_threadsafe(blocking.loop.stop)
-        (thread,) = (thread for thread in threading.enumerate() if thread.name == "verifier")
         thread.join()
         blocking.loop.close()
 

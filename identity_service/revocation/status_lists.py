@@ -12,8 +12,8 @@ from identity_service.signing.jwks import base64url
 from identity_service.signing.keyring import Key
 from identity_service.signing.live import LiveKeyring
 from identity_service.tokens import jws
-from identity_service.tokens.access import StatusReference
 from identity_service.verifier import status_list
+from identity_service.verifier.claims import StatusReference
 
 TYP = status_list.TYP
 
@@ -54,7 +54,7 @@ class StatusLists:
     def reference(self, status_index: int) -> StatusReference:
         """Return how a token names its entry."""
         place = position(status_index)
-        return StatusReference(place.index, self.uri(place.list_number))
+        return StatusReference(self.uri(place.list_number), place.index)
 
     async def document(self, list_number: int, now: datetime) -> StatusListDocument:
         """Return a list, rendered anew in a thread when an entry or the signing key changed, or it has aged.

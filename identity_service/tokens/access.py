@@ -8,8 +8,7 @@ from uuid import UUID
 from identity_service.errors import TokenRejected
 from identity_service.signing.keyring import Key, Keyring
 from identity_service.tokens import jws
-from identity_service.verifier.claims import ClaimsReader
-from identity_service.verifier.rejection import TokenRejected as VerifierRejected
+from identity_service.verifier.claims import ClaimsReader, StatusReference
 
 TYP = "at+jwt"
 
@@ -32,14 +31,6 @@ class AccessClaims:
     roles: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StatusReference:
-    """Where an access token's status is found (draft-ietf-oauth-status-list 6.1)."""
-
-    index: int
-    uri: str
-
-
 def mint(key: Key, claims: AccessClaims, status: StatusReference) -> str:
     """Return the claims as a signed token. Times are written as whole seconds."""
     return jws.sign(
@@ -58,7 +49,7 @@ def mint(key: Key, claims: AccessClaims, status: StatusReference) -> str:
             "amr": list(claims.amr),
             "scope": " ".join(claims.scope),
             "roles": list(claims.roles),
-            "status": {"status_list": {"idx": status.index, "uri": status.uri}},
+            "status": {"status_list": {"idx": status.idx, "uri": status.uri}},
         },
     )
 
@@ -70,13 +61,11 @@ def read(unverified_token: str, keyring: Keyring, *, issuer: str, now: datetime)
         TokenRejected: the token is not one of those, or its time is over.
     """
     payload = jws.open_envelope(unverified_token, TYP, keyring, now=now)
-    try:
+    with jws.own_words():
         claims = _reader(issuer).read(payload, now=now.timestamp())
-    except VerifierRejected as error:
-        raise TokenRejected(error.reason, error.detail) from None
     if claims.expires_at <= now:  # the leeway is for clocks that differ, and the clock that wrote this is ours
         raise TokenRejected("expired")
-    members = claims.raw
+    members = claims.raw  # read again where we write less than a verifier takes
     return AccessClaims(
         issuer=issuer,
         subject=read_uuid(claims.subject, "sub"),

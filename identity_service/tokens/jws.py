@@ -6,7 +6,8 @@ the exact `typ` of the kind expected, and RS256 with a key of its own keyring.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -40,8 +41,8 @@ def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: dat
     Raises:
         TokenRejected: with reason malformed, wrong_algorithm, wrong_type, unknown_key or bad_signature.
     """
-    try:
-        unverified = envelope.take_apart(unverified_token.encode(), _known_headers)
+    with own_words():
+        unverified = envelope.take_apart(unverified_token.encode(errors="replace"), _known_headers)
         if unverified.header.algorithm != "RS256":
             raise TokenRejected("wrong_algorithm")
         if unverified.header.typ != typ:
@@ -53,10 +54,6 @@ def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: dat
             raise TokenRejected("bad_signature")
         envelope.remember(_known_headers, unverified)
         return unverified.payload()
-    except UnicodeEncodeError:
-        raise TokenRejected("malformed") from None
-    except VerifierRejected as error:
-        raise TokenRejected(error.reason, error.detail) from None
 
 
 def verify(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) -> dict[str, Any]:
@@ -66,8 +63,15 @@ def verify(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) 
         TokenRejected: as there.
     """
     payload = open_envelope(unverified_token, typ, keyring, now=now)
-    try:
+    with own_words():
         return envelope.parse_object(payload)
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Say what the verifier says of a token as an error of this service."""
+    try:
+        yield
     except VerifierRejected as error:
         raise TokenRejected(error.reason, error.detail) from None
 

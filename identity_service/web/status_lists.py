@@ -96,7 +96,7 @@ async def _events(runtime: Runtime, since: datetime | None) -> AsyncIterator[str
 def _event(status_lists: StatusLists, revoked: RevokedIndex) -> str:
     """Write an event once for all who follow."""
     reference = status_lists.reference(revoked.status_index)
-    data = {"uri": reference.uri, "idx": reference.index, "exp": int(revoked.expires_at.timestamp())}
+    data = {"uri": reference.uri, "idx": reference.idx, "exp": int(revoked.expires_at.timestamp())}
     number = (revoked.recorded_at - _EPOCH) // timedelta(microseconds=1)
     return f"event: revoked\nid: {number}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
 

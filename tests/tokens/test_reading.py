@@ -12,6 +12,7 @@ from identity_service.signing.jwks import base64url
 from identity_service.signing.key_files import fresh_key
 from identity_service.signing.keyring import Keyring, TokenLifetimes, first_keys
 from identity_service.tokens import access, jws, refresh
+from identity_service.verifier.claims import StatusReference
 from tests.conftest import ISSUER, START
 
 RING = first_keys(lambda: fresh_key(START), TokenLifetimes(timedelta(minutes=10), timedelta(days=14)))
@@ -40,8 +41,7 @@ def test_each_kind_is_read_as_what_it_is() -> None:
     assert read_refresh(token("rt+jwt", REFRESH)).generation == 7
     claims = read_access(token("at+jwt", ACCESS))
     assert (
-        read_access(access.mint(RING.signer(START), claims, access.StatusReference(7, f"{ISSUER}/status-lists/0")))
-        == claims
+        read_access(access.mint(RING.signer(START), claims, StatusReference(f"{ISSUER}/status-lists/0", 7))) == claims
     )
     known = read_refresh(token("rt+jwt", REFRESH))
     assert read_refresh(refresh.mint(RING.signer(START), known)) == known

@@ -225,7 +225,6 @@ async def test_a_list_signed_by_somebody_else_is_no_list(
     issuer.kit, issuer.revoked = forger, {1}
     assert await verifier.verify(token)
     issuer.kit = own
-    await until(lambda: True)
 
 
 async def test_when_a_list_cannot_be_had_only_the_first_requests_wait(issuer: Issuer, now: Clock) -> None:
