@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,6 +54,10 @@ class EdgePolicy:
     hosts: frozenset[str]
     origins: frozenset[str]
     strict_transport: bool
+
+
+Refusal: TypeAlias = tuple[int, str, str]
+"""Status, code and detail."""
 
 
 class Edge:
@@ -106,17 +111,16 @@ class Edge:
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Refuse what must not reach a route, answer preflights, and pass everything else on."""
-        request_id = scope["identity.request_id"]
         if refusal := self._refuse(scope, headers):
-            await _answer(send, *refusal, request_id)
+            await _turn_away(scope, send, refusal)
         elif scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            await self._preflight(send, headers.get("origin"), request_id)
+            await self._preflight(scope, send, headers.get("origin"))
         elif (body := await _whole_body(headers, receive)) is None:
-            await _answer(send, *_TOO_LARGE, request_id)
+            await _turn_away(scope, send, _TOO_LARGE)
         else:
             await self._app(scope, body, send)
 
-    def _refuse(self, scope: Scope, headers: Headers) -> tuple[int, str, str] | None:
+    def _refuse(self, scope: Scope, headers: Headers) -> Refusal | None:
         if _CONTROLS.search(scope["path"]):
             # A route's pattern would take a line break at the end of a path for its end.
             return 404, "not_found", "There is nothing at this path."
@@ -144,11 +148,9 @@ class Edge:
         cookie = found[0].decode("latin-1") if len(found) == 1 else ""
         return {"headers": [pair for pair in scope["headers"] if pair[0] != b"cookie"], "identity.cookie": cookie}
 
-    async def _preflight(self, send: Send, origin: str | None, request_id: str) -> None:
+    async def _preflight(self, scope: Scope, send: Send, origin: str | None) -> None:
         if origin not in self._policy.origins:
-            await _answer(
-                send, 403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.", request_id
-            )
+            await _turn_away(scope, send, _FOREIGN)
             return
         headers = {
             "Access-Control-Allow-Methods": _ALLOWED_METHODS,
@@ -194,6 +196,7 @@ class Edge:
         log.log(level, "request", extra=facts)
 
 
+_FOREIGN = (403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")
 _TOO_LARGE = (413, "body_too_large", f"The body must have at most {MAX_BODY} bytes.")
 
 
@@ -220,6 +223,12 @@ async def _whole_body(headers: Headers, receive: Receive) -> Receive | None:
         return pending.pop() if pending else await receive()
 
     return replay
+
+
+async def _turn_away(scope: Scope, send: Send, refusal: Refusal) -> None:
+    """Refuse a request that no route sees, and leave the reason for its line in the log."""
+    _, scope["identity.error"], scope["identity.detail"] = refusal
+    await _answer(send, *refusal, scope["identity.request_id"])
 
 
 async def _answer(send: Send, status: int, code: str, detail: str, request_id: str) -> None:

@@ -604,6 +604,24 @@ async def test_each_request_is_one_line_that_says_what_happened_and_not_what_was
     ]
 
 
+async def test_what_the_edge_refuses_says_why_in_its_line(api, log_lines):
+    """So that a forgotten IDENTITY_ALLOWED_ORIGINS can be seen where the service runs."""
+    log_lines()
+    asked = {"Origin": "https://other.example.com", "Access-Control-Request-Method": "POST"}
+    answers = [
+        await api.http.options("/login", headers=asked),
+        await api.http.get("/", headers={"Host": "evil.example"}),
+        await send(api, json_of(LIMIT + 1), chunked=True),
+        await send(api, json_of(LIMIT + 1), chunked=False),
+    ]
+    assert [answer.status_code for answer in answers] == [403, 400, 413, 413]
+    lines = [json.loads(line) for line in log_lines()]
+    assert [(line["status"], line["error"], line["detail"]) for line in lines] == [
+        (answer.status_code, answer.json()["code"], answer.json()["detail"]) for answer in answers
+    ]
+    assert lines[0]["error"] == "origin_not_allowed"
+
+
 @pytest.mark.parametrize(
     "path",
     [
