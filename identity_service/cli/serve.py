@@ -105,6 +105,7 @@ def _prepare_schema(settings: Settings, *, embedded: bool) -> None:
 
 def _print_welcome(settings: Settings, *, embedded: bool) -> None:
     issuer = settings.issuer_url
+    tour = "make demo" if issuer == "http://localhost:8000" else f"IDENTITY_ISSUER_URL={issuer} make demo"
     place = f"embedded Postgres in {settings.embedded_dir} (development only)" if embedded else "from DATABASE_URL"
     lines = [
         "",
@@ -117,11 +118,11 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
         "  Next, in another terminal:",
         "",
         f"    curl -s {issuer}/users -H 'Content-Type: application/json' \\",
-        """         -d '{"username": "alice", "password": "correct horse battery staple"}'""",
+        """         -d '{"username": "alice", "password": "correct horse battery staple"}'; echo""",
         f"    curl -s {issuer}/token -d grant_type=password -d username=alice \\",
-        "         --data-urlencode 'password=correct horse battery staple'",
+        "         --data-urlencode 'password=correct horse battery staple'; echo",
         "",
-        f"  {'or `make demo` for the whole tour. ' if embedded else ''}Ctrl-C stops everything.",
+        f"  {f'or `{tour}` for the whole tour. ' if embedded else ''}Ctrl-C stops everything.",
         "",
     ]
     print("\n".join(lines), flush=True)

@@ -57,7 +57,7 @@ def test_the_embedded_postgres_starts_and_stops_with_it(serve: StartService, ope
     assert (place / "postmaster.pid").exists()
     out, _ = service.stop(number)
     assert "Created the signing keys" in out
-    assert "make demo" in out
+    assert f"IDENTITY_ISSUER_URL={service.environment['IDENTITY_ISSUER_URL']} make demo" in out
     assert service.process.returncode == 0
     assert not (place / "postmaster.pid").exists()
     if number == signal.SIGTERM:
