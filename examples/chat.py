@@ -8,6 +8,8 @@ IDENTITY_ALLOWED_ORIGINS must have the origin of this page. The room is in this 
 
 import asyncio
 import os
+import time
+from collections import deque
 from contextlib import suppress
 from html import escape
 from typing import Annotated
@@ -18,7 +20,9 @@ from identity_service.verifier import Claims, Verifier
 from identity_service.verifier.fastapi import UNAVAILABLE, Bearer
 
 ISSUER = os.environ.get("IDENTITY_ISSUER_URL", "http://localhost:8000")
-MOST_PEOPLE = 100
+MOST_SOCKETS = 100
+MOST_SOCKETS_EACH = 5
+MOST_LINES_A_SECOND = 5
 MOST_UNREAD = 100
 LONGEST_LINE = 500
 
@@ -26,25 +30,28 @@ Line = dict[str, str]
 
 auth = Bearer(Verifier(ISSUER, audience="api"))
 app = FastAPI(title="Chat")
-room: set[asyncio.Queue[Line]] = set()
+room: dict[asyncio.Queue[Line], str] = {}  # whose inbox it is
 
 
 @app.websocket("/ws")
 async def talk(socket: WebSocket, caller: Annotated[Claims, Depends(auth.websocket())]) -> None:
     """Hear every line and say some. The guard closes the socket with 4401 when the caller's session ends."""
     await socket.accept()
-    if len(room) >= MOST_PEOPLE:
+    if len(room) >= MOST_SOCKETS or list(room.values()).count(caller.subject) >= MOST_SOCKETS_EACH:
         await socket.close(UNAVAILABLE, "full")
         return
     inbox: asyncio.Queue[Line] = asyncio.Queue(MOST_UNREAD)
-    room.add(inbox)
+    room[inbox] = caller.subject
+    said: deque[float] = deque(maxlen=MOST_LINES_A_SECOND)
     delivering = asyncio.create_task(deliver(inbox, socket))
     try:
         while (message := await socket.receive())["type"] == "websocket.receive":
-            if text := (message.get("text") or "").strip()[:LONGEST_LINE]:
+            text = (message.get("text") or "").strip()[:LONGEST_LINE]
+            if text and (len(said) < MOST_LINES_A_SECOND or time.monotonic() - said[0] >= 1):
+                said.append(time.monotonic())  # more lines than that are lost: nobody floods the room
                 say(caller, text)
     finally:
-        room.discard(inbox)
+        del room[inbox]
         delivering.cancel()
 
 

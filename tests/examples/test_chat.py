@@ -1,6 +1,8 @@
 """The chat: two people talk over real WebSockets, and whose session ends is disconnected."""
 
 import json
+import time
+from contextlib import ExitStack
 
 import httpx2
 import pytest
@@ -77,6 +79,32 @@ def test_a_bad_token_is_closed_with_4401(chat, kind):
             assert closed_with(his, within=1.5) == 4401
     with join(chat, token[kind]) as socket:
         assert closed_with(socket, within=5) == 4401
+
+
+def test_one_account_does_not_take_every_place(chat):
+    alice, bob = (chat.log_in(username)["access_token"] for username in ("alice", "bob"))
+    with ExitStack() as sockets:
+        for _ in range(5):
+            sockets.enter_context(join(chat, alice))
+        with join(chat, alice) as sixth:
+            assert closed_with(sixth, within=5) == 1013
+        with join(chat, bob) as his:
+            his.send("There is room for me")
+            assert json.loads(his.recv(timeout=5))["text"] == "There is room for me"
+
+
+def test_a_flood_of_lines_reaches_nobody(chat):
+    alice, bob = (chat.log_in(username)["access_token"] for username in ("alice", "bob"))
+    with join(chat, alice) as hers, join(chat, bob) as his:
+        for number in range(200):
+            hers.send(f"line {number}")
+        time.sleep(1)
+        hers.send("slowly")
+        heard: list[str] = []
+        while not heard or heard[-1] != "slowly":
+            heard.append(json.loads(his.recv(timeout=5))["text"])
+        assert heard[:5] == [f"line {number}" for number in range(5)]
+        assert len(heard) <= 5 * 2 + 1  # a slow machine takes more than a second for the flood
 
 
 def test_a_token_in_the_query_string_is_not_looked_at(chat):
