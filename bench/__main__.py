@@ -21,11 +21,13 @@ def main(wanted: set[str]) -> None:
                 frame.show(measurement)
                 done.append(measurement)
     if not done:
-        known = " ".join(ids for part in PARTS for ids in part.MEASURES)
-        sys.exit(f"bench: nothing is called {' '.join(sorted(wanted))}; there is {known}")
+        known = sorted({name for part in PARTS for ids in part.MEASURES for name in ids.split()})
+        sys.exit(f"bench: nothing is called {' '.join(sorted(wanted))}; there is {' '.join(known)}")
     seconds = monotonic() - start
     path = frame.write(done, seconds=seconds, now=datetime.now(UTC))
     print(f"\n  {sum(each.met for each in done)} of {len(done)} goals met in {seconds:.0f} s; {path}")
+    if missed := [f"{each.id} {each.what}" for each in done if not each.met]:
+        print(f"  Missed: {'; '.join(missed)}")
 
 
 main(set(sys.argv[1:]))
