@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -122,12 +123,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="tests/processes: take minutes and many samples")
 
 
+_WHEN_WE_ARE_KILLED = """
+read -r nothing  # until the other end of the pipe is gone
+for file in "$0"/*/postmaster.pid; do kill -QUIT "$(head -n 1 "$file")"; done 2> /dev/null
+sleep 1
+rm -rf "$0"
+"""
+
+
 @pytest.fixture(scope="session")
 def open_folder() -> Iterator[Path]:
-    """A temporary folder that the user who runs Postgres for root can pass through; pytest's own are closed."""
+    """A temporary folder that the user who runs Postgres for root can pass through; pytest's own are closed.
+
+    Servers with their data in it are stopped, and it is deleted, even when the tests are killed.
+    """
     with TemporaryDirectory(prefix="identity-tests-") as folder:
         Path(folder).chmod(0o755)
-        yield Path(folder)
+        guard = ["/bin/sh", "-c", _WHEN_WE_ARE_KILLED, folder]
+        with subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True) as guarding:
+            yield Path(folder)
+            guarding.kill()
 
 
 @pytest.fixture(scope="session")
