@@ -40,7 +40,7 @@ EXAMPLES = {
     "todos": Example(
         8001,
         """
-The todo API is at {url}/todos/ and described at {url}/docs. In another terminal, give a user a role and use it:
+The todo API is at {url}/todos/ and described at {url}/docs. In another terminal (once), give a user a role and use it:
 
     {command} roles create editor --scope todos:read
     curl -s {issuer}/users -H 'Content-Type: application/json' \\
@@ -72,21 +72,43 @@ One of them logs out and is disconnected. So is whoever an administrator shuts o
 }
 
 
+DATABASE_VARIABLES = ("DATABASE_URL", "DATABASE_URL_FILE", "IDENTITY_DATABASE_URL", "IDENTITY_DATABASE_URL_FILE")
+
+
 def main() -> None:
     name = sys.argv[1]
     example = EXAMPLES[name]
-    port = os.environ.get("PORT") or str(example.port)
+    port = port_for(example)
     url = f"http://localhost:{port}"
     with suppress(KeyboardInterrupt), service(IDENTITY_ALLOWED_ORIGINS=url) as running:
-        if name == "chat":
-            check_origin(running, url)
+        known = knows_origin(running, url)
+        restart = f"IDENTITY_ALLOWED_ORIGINS={url} make run"
+        if name == "chat" and not known:
+            sys.exit(f"The service does not know this page. Start it with: {restart}")
         command = [sys.executable, "-m", "uvicorn", f"examples.{name}:app", "--port", port, "--log-level", "warning"]
         own = os.environ | {"IDENTITY_ISSUER_URL": running.issuer}
         with process([*command, "--ws-max-size", "16384"], own, f"{url}/openapi.json") as started:
             print(example.text.format(url=url, issuer=running.issuer, command=running.command))
+            if not known:
+                print(f"The Authorize button of {url}/docs needs a service that was started with: {restart}\n")
             print("Ctrl-C stops everything that was started here.", flush=True)
             while started.poll() is None:  # a Ctrl-C that comes just before a wait without end would not be noticed
                 time.sleep(0.5)
+            sys.exit(f"The example ended by itself (exit code {started.returncode}).")
+
+
+def port_for(example: Example) -> str:
+    """Return the port to listen on, which nobody else does; end here, with what to do, when there is none."""
+    port = os.environ.get("PORT") or str(example.port)
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
+        sys.exit(f"PORT is a number from 1 to 65535, not {port!r}.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port)))
+        except OSError as error:
+            sys.exit(f"Port {port} cannot be used ({error.strerror}); choose another one with PORT.")
+    return port
 
 
 @contextmanager
@@ -115,10 +137,13 @@ def service(**settings: str) -> Iterator[Service]:
             "IDENTITY_MIGRATE_ON_START": "on",
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith("IDENTITY_")}
-        kept.pop("DATABASE_URL", None)
+        for name in DATABASE_VARIABLES:
+            kept.pop(name, None)
         issuer = own["IDENTITY_ISSUER_URL"]
+        # What is typed must not reach a database that the terminal has in its environment; empty is as good as not set.
+        emptied = "".join(f"{name}= " for name in DATABASE_VARIABLES if name == "DATABASE_URL" or name in os.environ)
         with process([sys.executable, "-m", "identity_service", "serve"], kept | own | settings, f"{issuer}/readyz"):
-            yield Service(issuer, f"IDENTITY_EMBEDDED_DIR={own['IDENTITY_EMBEDDED_DIR']} {command}")
+            yield Service(issuer, f"{emptied}IDENTITY_EMBEDDED_DIR={own['IDENTITY_EMBEDDED_DIR']} {command}")
 
 
 @contextmanager
@@ -130,10 +155,10 @@ def process(command: Sequence[str], environment: Mapping[str, str], url: str) ->
     )
     try:
         for _ in range(300):
+            if started.poll() is not None:  # asked first: it may be another program that answers
+                sys.exit("It did not start; see the lines above.")
             if answers(url):
                 break
-            if started.poll() is not None:
-                sys.exit("It did not start; see the lines above.")
             time.sleep(0.1)
         else:
             sys.exit(f"{url} did not answer within 30 seconds.")
@@ -150,11 +175,10 @@ def answers(url: str) -> bool:
         return False
 
 
-def check_origin(running: Service, origin: str) -> None:
-    """End here, with what to do, when the service does not let pages of this origin talk to it."""
+def knows_origin(running: Service, origin: str) -> bool:
+    """Whether the service lets pages of this origin talk to it."""
     asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    if httpx2.options(f"{running.issuer}/login", headers=asked, timeout=10).status_code != 204:
-        sys.exit(f"The service does not know this page. Start it with: IDENTITY_ALLOWED_ORIGINS={origin} make run")
+    return httpx2.options(f"{running.issuer}/login", headers=asked, timeout=10).status_code == 204
 
 
 def free_port() -> int:

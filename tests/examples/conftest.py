@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class Beside:
 
 StartExample = Callable[[str], Beside]
 
+_databases = count()
+
 
 @pytest.fixture(scope="module")
 def start_example(
@@ -60,7 +63,7 @@ def start_example(
     started: list[Service] = []
 
     def start(name: str) -> Beside:
-        database_url, port = new_database(f"example_{name}"), free_port()
+        database_url, port = new_database(f"example{next(_databases)}"), free_port()
         upgrade(database_url)
         origin = {"IDENTITY_ALLOWED_ORIGINS": f"http://localhost:{port}"}
         keys: Path = tmp_path_factory.mktemp(name) / "keys"
