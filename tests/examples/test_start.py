@@ -1,4 +1,4 @@
-"""`make example-todos` where nothing runs: what it prints works, and Ctrl-C leaves nothing behind."""
+"""`make example-todos` and `make demo` where nothing runs: what they print works, and Ctrl-C leaves nothing behind."""
 
 import os
 import re
@@ -110,6 +110,15 @@ def test_a_service_that_does_not_know_the_page_is_told_of_and_an_example_that_di
 
 def run(command: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_demo_ends_in_a_refusal_that_the_verifier_heard_of(terminal):
+    ran = run([sys.executable, "-m", "examples.demo"], terminal)
+    assert ran.returncode == 0, ran.stderr
+    heard = re.search(r"verifier +revoked, heard after (\d+) ms\n", ran.stdout)
+    assert heard is not None, ran.stdout
+    assert int(heard[1]) < 1500
+    assert ran.stdout.endswith("\nAll of it worked.\n")
 
 
 def test_a_port_that_another_program_answers_on_is_refused_before_anything_starts(another, terminal):
