@@ -114,6 +114,7 @@ def port_for(example: Example) -> str:
 @contextmanager
 def service(**settings: str) -> Iterator[Service]:
     """Yield a running service; if there is none, one with these settings and nothing else of the environment's."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background programs begin without it
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was started here is stopped here, whatever happens
         signal.signal(number, lambda *_: sys.exit(1))
     issuer = os.environ.get("IDENTITY_ISSUER_URL", "http://localhost:8000")
