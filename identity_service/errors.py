@@ -154,6 +154,10 @@ class KeysUnavailable(Unavailable):
     pass
 
 
+class TooManyFollowers(Unavailable):
+    """As many follow the revocations as one process serves, or as one place of the network gets."""
+
+
 class HashingOverloaded(Unavailable):
     """More passwords wait to be hashed than can be answered in time."""
 

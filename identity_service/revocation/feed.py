@@ -5,6 +5,7 @@ the table cannot be looked at, nothing is vouched for: lists are refused and str
 """
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -25,8 +26,13 @@ VOUCHED_SECONDS = 10.0
 """For how long a look is good; longer than two of them and a reconnection take, far shorter than a list's `ttl`."""
 
 FOLLOWER_QUEUE = 1000
+"""Events that a follower may be behind, and that one who comes back is told at most."""
+
 MAX_FOLLOWERS = 2000
 """Streams of one process. Anyone may open one, and each costs a connection and some kilobytes."""
+
+MAX_FOLLOWERS_OF_ONE = 50
+"""Streams of one process that go to the same place of the network."""
 
 
 class News(Enum):
@@ -71,12 +77,17 @@ class RevocationFeed:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lists: dict[int, dict[int, RevokedIndex]] = {}
+        self._recent: deque[RevokedIndex] = deque()
+        self._pushed_out_at: datetime | None = None
+        """When the newest was recorded of those that had to leave the recent ones."""
         self._followers: set[Follower] = set()
-        self._seen_at: datetime | None = None
+        self._places: Counter[str | None] = Counter()
         self._looks = 0
         self._looked_at = float("-inf")
         self._closed = False
         self.versions: dict[int, int] = {}
+        self.newest_at: datetime | None = None
+        """When the newest was recorded. Later ones may be dated up to OVERLAP earlier."""
         self.first_list = self.last_list = 0
         """The lists that a living session may have its index in."""
 
@@ -85,10 +96,11 @@ class RevocationFeed:
         """Whether the table was read a moment ago; otherwise nothing may be said about any token."""
         return asyncio.get_running_loop().time() - self._looked_at < VOUCHED_SECONDS
 
-    @property
-    def is_full(self) -> bool:
-        """Whether as many follow as one process serves."""
-        return len(self._followers) >= MAX_FOLLOWERS
+    def has_room(self, origin: str | None) -> bool:
+        """Tell whether one more may follow: of all that one process serves, and of those that come from `origin`."""
+        if origin is not None and self._places[origin] >= MAX_FOLLOWERS_OF_ONE:
+            return False
+        return self._places.total() < MAX_FOLLOWERS
 
     async def look(self, now: datetime) -> None:
         """Take up what has been revoked since the last look, now and then all of it.
@@ -97,7 +109,7 @@ class RevocationFeed:
             DatabaseUnavailable: what is held stays in force.
         """
         began_at = asyncio.get_running_loop().time()
-        since = self._seen_at if self._looks % LOOKS_PER_FULL_ONE else None
+        since = self.newest_at if self._looks % LOOKS_PER_FULL_ONE else None
         is_long = self._looks % LOOKS_PER_LONG_ONE == 0
         async with self._database.connection() as db:
             found = await store.list_since(db, since, overlap=OVERLAP if is_long else SHORT_OVERLAP, now=now)
@@ -116,28 +128,42 @@ class RevocationFeed:
             if len(kept) != len(entries):
                 self._lists[number] = kept
                 self.versions[number] += 1
+        self._recent = deque(revoked for revoked in self._recent if revoked.expires_at > now)
 
     def revoked_in(self, list_number: int) -> list[int]:
         """Return the revoked indexes of one list."""
         return list(self._lists.get(list_number, ()))
 
     def recorded_since(self, recorded_at: datetime) -> list[RevokedIndex]:
-        """Return what was recorded from then on, and what may have been committed late before it, oldest first."""
-        entries = [revoked for entries in self._lists.values() for revoked in entries.values()]
-        late = [revoked for revoked in entries if revoked.recorded_at >= recorded_at - OVERLAP]
+        """Return what was recorded from then on, and what may have been committed late before it, oldest first.
+
+        Nothing at all when that is more than the recent ones: whoever was away for so long has to read the lists.
+        """
+        since = recorded_at - OVERLAP
+        if self._pushed_out_at is not None and self._pushed_out_at >= since:
+            return []
+        late = [revoked for revoked in self._recent if revoked.recorded_at >= since]
         return sorted(late, key=lambda revoked: revoked.recorded_at)
 
     @contextmanager
-    def follow(self) -> Iterator[Follower]:
-        """Hear of every revocation for as long as the context lasts."""
+    def follow(self, origin: str | None = None) -> Iterator[Follower]:
+        """Hear of every revocation for as long as the context lasts, or at once of the end when there is no room.
+
+        Args:
+            origin: a place of the network, which gets no more than its share; None for what is not counted.
+        """
         follower = Follower()
-        if self._closed:
+        if self._closed or not self.has_room(origin):
             follower.dismiss()
         self._followers.add(follower)
+        self._places[origin] += 1
         try:
             yield follower
         finally:
             self._followers.discard(follower)
+            self._places[origin] -= 1
+            if not self._places[origin]:
+                del self._places[origin]
 
     def announce_keys(self) -> None:
         """Tell followers that the published keys have changed, so that a key that was stolen serves nobody any more."""
@@ -156,7 +182,11 @@ class RevocationFeed:
             return
         entries[place.index] = revoked
         self.versions[place.list_number] = self.versions.get(place.list_number, 0) + 1
-        self._seen_at = revoked.recorded_at if self._seen_at is None else max(self._seen_at, revoked.recorded_at)
+        self.newest_at = max(self.newest_at or revoked.recorded_at, revoked.recorded_at)
+        self._recent.append(revoked)
+        if len(self._recent) > FOLLOWER_QUEUE:
+            pushed_out_at = self._recent.popleft().recorded_at
+            self._pushed_out_at = max(self._pushed_out_at or pushed_out_at, pushed_out_at)
         self._tell(revoked)
 
     def _tell(self, news: RevokedIndex | News) -> None:

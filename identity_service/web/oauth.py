@@ -27,6 +27,7 @@ ERRORS: dict[type[IdentityError], str] = {
     errors.Unavailable: "temporarily_unavailable",
     errors.DatabaseUnavailable: "temporarily_unavailable",
     errors.KeysUnavailable: "temporarily_unavailable",
+    errors.TooManyFollowers: "temporarily_unavailable",
     errors.HashingOverloaded: "temporarily_unavailable",
 }
 """The `error` of RFC 6749 5.2 for everything that a grant can raise."""

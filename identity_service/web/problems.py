@@ -39,6 +39,7 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.Unavailable: (503, "temporarily_unavailable"),
     errors.DatabaseUnavailable: (503, "temporarily_unavailable"),
     errors.KeysUnavailable: (503, "temporarily_unavailable"),
+    errors.TooManyFollowers: (503, "temporarily_unavailable"),
     errors.HashingOverloaded: (503, "temporarily_unavailable"),
     errors.KeyNotFound: (404, "key_not_found"),
     errors.ConfigurationError: (503, "temporarily_unavailable"),

@@ -3,16 +3,19 @@
 Neither names a user. Rendering is the business of `revocation`.
 """
 
+import asyncio
 import json
+import random
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from identity_service.errors import DatabaseUnavailable
+from identity_service.errors import DatabaseUnavailable, TooManyFollowers
 from identity_service.revocation import RevokedIndex
 from identity_service.revocation.feed import News
 from identity_service.revocation.status_lists import TIME_TO_LIVE, StatusLists
@@ -24,6 +27,11 @@ from identity_service.web.problems import BadRequest
 router = APIRouter(tags=["Status lists"])
 
 HEARTBEAT_SECONDS = 10.0
+STREAM_SECONDS = (600.0, 900.0)
+"""How long a stream lasts at least and at most. Then it has to ask for its place again, like everybody else."""
+
+TURNED_AWAY_SECONDS = 30
+REPLAY_BATCH = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _EVENT_ID = re.compile(r"[0-9]{1,17}", re.ASCII)
@@ -43,17 +51,22 @@ async def lists(request: Request) -> JSONResponse:
 @router.get("/status-lists/events")
 @public
 async def events(request: Request) -> StreamingResponse:
-    """Every revocation as it happens, as server-sent events; `Last-Event-ID` resumes without a gap.
+    """Every revocation as it happens, as server-sent events.
 
-    `event: keys` says that the JWKS has changed before anybody's copy of it is too old.
+    `Last-Event-ID` resumes where a stream ended, but replays no more than a thousand events and nothing when there were
+    more: fetch the lists again after every connection. `event: keys` says that the JWKS has changed before anybody's
+    copy of it is too old. A stream ends after ten to fifteen minutes; open the next one at once.
     """
     runtime = runtime_of(request)
-    if not runtime.revocations.is_current or runtime.revocations.is_full:
-        raise DatabaseUnavailable(detail="what has been revoked cannot be read, or too many follow")
+    if not runtime.revocations.is_current:
+        raise DatabaseUnavailable(detail="what has been revoked cannot be read")
+    origin = _origin(request.client.host if request.client else "")
+    if not runtime.revocations.has_room(origin):
+        raise TooManyFollowers(detail=f"of all, or from {origin}", retry_after=TURNED_AWAY_SECONDS)
     since = _moment(request.headers.get("last-event-id", ""))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **FOR_EVERYONE}
     # HEAD has no body, so there is nothing to wait for.
-    told = iter(()) if request.scope["identity.method"] == "HEAD" else _events(runtime, since)
+    told = iter(()) if request.scope["identity.method"] == "HEAD" else _events(runtime, since, origin)
     return StreamingResponse(told, media_type="text/event-stream", headers=headers)
 
 
@@ -74,16 +87,22 @@ async def status_list(request: Request, number: str) -> Response:
     return Response(document.body, headers=headers, media_type="application/statuslist+jwt")
 
 
-async def _events(runtime: Runtime, since: datetime | None) -> AsyncIterator[str]:
-    """Speak for as long as we know what there is to say."""
-    with runtime.revocations.follow() as follower:
-        yield ": follow\n\n"
-        if since is not None:
-            for revoked in runtime.revocations.recorded_since(since):
-                yield _event(runtime.status_lists, revoked)
-        while runtime.revocations.is_current:
+async def _events(runtime: Runtime, since: datetime | None, origin: str | None) -> AsyncIterator[str]:
+    """Speak for as long as we know what there is to say, and the stream's time has not come."""
+    feed, clock = runtime.revocations, asyncio.get_running_loop().time
+    # Spread out, so that those who came together after a restart do not come together again.
+    ends_at = clock() + random.uniform(*STREAM_SECONDS)  # noqa: S311 - it spreads, it hides nothing
+    with feed.follow(origin) as follower:
+        # At one moment: whatever is not in these is told below. The id comes after what it stands for, so that whoever
+        # breaks off in between does not skip the rest.
+        newest_at, missed = feed.newest_at, feed.recorded_since(since) if since is not None else []
+        for start in range(0, len(missed), REPLAY_BATCH):
+            yield "".join(_event(runtime.status_lists, revoked) for revoked in missed[start : start + REPLAY_BATCH])
+            await asyncio.sleep(0)  # writing to a fast reader waits for nothing, and others have to be served
+        yield f": follow\nid: {_event_id(newest_at or _EPOCH)}\n\n"
+        while feed.is_current and (left := ends_at - clock()) > 0:
             try:
-                news = await follower.next(within=HEARTBEAT_SECONDS)
+                news = await follower.next(within=min(HEARTBEAT_SECONDS, left))
             except TimeoutError:
                 yield ": still here\n\n"
                 continue
@@ -97,10 +116,31 @@ def _event(status_lists: StatusLists, revoked: RevokedIndex) -> str:
     """Write an event once for all who follow."""
     reference = status_lists.reference(revoked.status_index)
     data = {"uri": reference.uri, "idx": reference.idx, "exp": int(revoked.expires_at.timestamp())}
-    number = (revoked.recorded_at - _EPOCH) // timedelta(microseconds=1)
+    number = _event_id(revoked.recorded_at)
     return f"event: revoked\nid: {number}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+def _event_id(recorded_at: datetime) -> int:
+    """Return the microseconds since 1970: an id that means the same on every replica."""
+    return (recorded_at - _EPOCH) // timedelta(microseconds=1)
 
 
 def _moment(event_id: str) -> datetime | None:
     """Return when the event with this id was recorded, None for what is no id of ours."""
     return _EPOCH + timedelta(microseconds=int(event_id)) if _EVENT_ID.fullmatch(event_id) else None
+
+
+def _origin(host: str) -> str | None:
+    """Return what a client's streams are counted by, None for one that may be a proxy with everybody behind it.
+
+    A subscriber to IPv6 has a whole /64 to take addresses from.
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    if not address.is_global:
+        return None
+    return str(IPv6Network((int(address), 64), strict=False) if address.version == 6 else address)

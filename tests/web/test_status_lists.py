@@ -7,12 +7,14 @@ from base64 import urlsafe_b64decode
 from datetime import timedelta
 from typing import Any, Literal, Self
 
+import httpx2
 import jwt
 import pytest
 
 from identity_service.app import _look
 from identity_service.revocation import RevokedIndex
 from identity_service.revocation.feed import FOLLOWER_QUEUE, LOOKS_PER_LONG_ONE, News
+from identity_service.web.status_lists import REPLAY_BATCH
 from tests.conftest import ISSUER, START, Api, StartApi, bearer
 
 SOMETHING = RevokedIndex(0, START, START)
@@ -209,13 +211,20 @@ async def test_the_past_is_not_kept(api):
 
 
 class Stream:
-    """Reads server-sent events from the application, as a client does."""
+    """Reads server-sent events from the application, as a client does.
 
-    def __init__(self, api: Api, last_event_id: str | None = None) -> None:
+    `replayed` are the events that came before the block with the stream's first id, `id`.
+    """
+
+    def __init__(self, api: Api, last_event_id: str | None = None, *, client: str = "127.0.0.1") -> None:
         self.headers = [(b"host", b"id.example.com")]
         if last_event_id is not None:
             self.headers.append((b"last-event-id", last_event_id.encode()))
-        self.app = api.app
+        self.app, self.clock = api.app, api.clock
+        self.client = client
+        self.replayed: list[bytes] = []
+        self.id = ""
+        self.sent = 0
         self.chunks: asyncio.Queue[bytes] = asyncio.Queue()
         self.start: dict[str, Any] = {}
         self.task: asyncio.Task[None] | None = None
@@ -223,7 +232,7 @@ class Stream:
     async def __aenter__(self) -> Self:
         scope = {
             "type": "http", "method": "GET", "path": "/status-lists/events", "raw_path": b"/status-lists/events",
-            "query_string": b"", "headers": self.headers, "client": ("127.0.0.1", 1), "server": ("x", 1),
+            "query_string": b"", "headers": self.headers, "client": (self.client, 1), "server": ("x", 1),
             "scheme": "https", "root_path": "", "http_version": "1.1", "asgi": {"version": "3.0"},
         }  # fmt: skip
         gone = asyncio.Event()
@@ -236,11 +245,17 @@ class Stream:
             if message["type"] == "http.response.start":
                 self.start = message
             else:
-                self.chunks.put_nowait(message.get("body", b""))
+                self.sent += 1
+                for block in message.get("body", b"").split(b"\n\n")[:-1]:
+                    self.chunks.put_nowait(block + b"\n\n")
+                if not message.get("more_body", False):
+                    self.chunks.put_nowait(b"")
 
-        await self.app.state.runtime.revocations.look(START)
+        await self.app.state.runtime.revocations.look(self.clock())
         self.task = asyncio.create_task(self.app(scope, receive, send))
-        assert (await self.chunk()).startswith(b":")
+        while not (block := await self.chunk()).startswith(b":"):
+            self.replayed.append(block)
+        self.id = block.decode().removeprefix(": follow\nid: ").strip()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -252,10 +267,13 @@ class Stream:
         return await asyncio.wait_for(self.chunks.get(), within)
 
     async def event(self) -> tuple[str, dict[str, Any]]:
-        lines = (await self.chunk()).decode().strip().split("\n")
-        fields = dict(line.split(": ", 1) for line in lines)
-        assert fields["event"] == "revoked"
-        return fields["id"], json.loads(fields["data"])
+        return event_of(await self.chunk())
+
+
+def event_of(block: bytes) -> tuple[str, dict[str, Any]]:
+    fields = dict(line.split(": ", 1) for line in block.decode().strip().split("\n"))
+    assert fields["event"] == "revoked"
+    return fields["id"], json.loads(fields["data"])
 
 
 async def test_an_event_tells_of_a_revocation_at_once(api, alice):
@@ -277,8 +295,81 @@ async def test_a_stream_resumes_after_its_last_event(api, alice):
     await revoke(api, alice, second)
     await heard(api)
     async with Stream(api, last) as stream:
-        told = [(await stream.event())[1]["idx"] for _ in range(2)]
-    assert status_of(second)["idx"] in told
+        told = [event_of(block) for block in stream.replayed]
+    assert [data["idx"] for _, data in told] == [status_of(first)["idx"], status_of(second)["idx"]]
+    assert [event_id for event_id, _ in told] == [last, stream.id], "the id of what has been said, never a later one"
+
+
+async def test_who_has_heard_no_event_yet_resumes_from_where_it_connected(api, alice):
+    async with Stream(api) as stream:
+        assert stream.id == "0", "nothing was ever revoked here"
+    await revoke(api, alice, await alice.log_in())
+    async with Stream(api) as stream:
+        connected_at = stream.id
+        assert stream.replayed == []
+    missed = await alice.log_in()
+    await revoke(api, alice, missed)
+    for resumed_from in ("0", connected_at):
+        async with Stream(api, resumed_from) as stream:
+            assert event_of(stream.replayed[-1])[1]["idx"] == status_of(missed)["idx"]
+
+
+async def record(api: Api, numbers: range, *, ago: timedelta = timedelta(0)) -> None:
+    """Revoke many that nobody holds."""
+    async with api.database.connection() as db:
+        await db.execute(
+            "INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at, recorded_at)"
+            " SELECT 'token ' || n, n, 'logout', $1, $2, clock_timestamp() - $3::interval FROM unnest($4::int[]) AS n",
+            START,
+            START + timedelta(minutes=11),
+            ago,
+            list(numbers),
+        )
+
+
+async def test_an_id_of_long_ago_does_not_make_the_service_say_everything_it_knows(api):
+    """A stranger could have it write a hundred thousand events, as often as it liked."""
+    await record(api, range(FOLLOWER_QUEUE))
+    async with Stream(api, "0") as stream:
+        assert len(stream.replayed) == FOLLOWER_QUEUE
+        assert stream.sent == FOLLOWER_QUEUE / REPLAY_BATCH + 1
+    await record(api, range(FOLLOWER_QUEUE, FOLLOWER_QUEUE + 1))
+    async with Stream(api, "0") as stream:
+        assert stream.replayed == [], "some of them would be a gap that nobody notices"
+        assert stream.sent == 1
+
+
+async def test_older_revocations_do_not_keep_anybody_from_resuming(api):
+    await record(api, range(FOLLOWER_QUEUE), ago=timedelta(minutes=5))
+    async with Stream(api) as stream:
+        resume_from = str(int(stream.id) + 61_000_000)
+    await record(api, range(FOLLOWER_QUEUE, FOLLOWER_QUEUE + 3))
+    async with Stream(api, resume_from) as stream:
+        assert len(stream.replayed) == 3
+
+
+async def test_what_no_token_can_name_any_more_is_not_replayed(api, clock):
+    await record(api, range(3))
+    await heard(api)
+    clock.advance(minutes=11)
+    api.runtime.revocations.forget_expired(clock())
+    async with Stream(api, "0") as stream:
+        assert stream.replayed == []
+
+
+async def test_others_are_served_while_a_thousand_events_are_replayed(api):
+    await record(api, range(FOLLOWER_QUEUE))
+    stream, turns = Stream(api, "0"), []
+
+    async def others() -> None:
+        while True:
+            turns.append(stream.sent)
+            await asyncio.sleep(0)
+
+    serving = asyncio.create_task(others())
+    async with stream:
+        serving.cancel()
+    assert set(range(FOLLOWER_QUEUE // REPLAY_BATCH)) <= set(turns)
 
 
 @pytest.mark.parametrize("unknown", ["", "x", "1" * 30, "-5"])
@@ -286,6 +377,7 @@ async def test_an_id_that_is_none_of_ours_is_ignored(api, alice, unknown):
     await revoke(api, alice, await alice.log_in())
     await heard(api)
     async with Stream(api, unknown) as stream:
+        assert stream.replayed == []
         with pytest.raises(TimeoutError):
             await stream.chunk(0.2)
 
@@ -340,8 +432,65 @@ async def test_a_process_serves_no_more_streams_than_it_can_bear(api, monkeypatc
     await heard(api)
     monkeypatch.setattr("identity_service.revocation.feed.MAX_FOLLOWERS", 1)
     async with Stream(api):
-        assert (await api.http.get("/status-lists/events")).status_code == 503
+        answer = await api.http.get("/status-lists/events")
+        assert (answer.status_code, answer.json()["code"]) == (503, "temporarily_unavailable")
+        assert answer.headers["retry-after"] == "30"
         assert (await api.http.get("/status-lists/0")).status_code == 200
+    async with Stream(api):
+        pass
+
+
+async def status_for(api: Api, client: str) -> int:
+    """Ask for the events as some client, without staying."""
+    transport = httpx2.ASGITransport(app=api.app, client=(client, 1))
+    async with httpx2.AsyncClient(transport=transport, base_url=ISSUER) as http:
+        return (await http.head("/status-lists/events")).status_code
+
+
+@pytest.mark.parametrize(
+    ("holder", "neighbour", "stranger"),
+    [
+        ("8.8.8.8", "8.8.8.8", "8.8.4.4"),
+        ("::ffff:8.8.8.8", "8.8.8.8", "::ffff:8.8.4.4"),
+        ("2606:4700::1", "2606:4700::ffff:1:2:3", "2606:4700:0:1::1"),
+    ],
+)
+async def test_one_place_of_the_network_cannot_take_the_stream_from_everybody(
+    api, monkeypatch, holder, neighbour, stranger
+):
+    await heard(api)
+    monkeypatch.setattr("identity_service.revocation.feed.MAX_FOLLOWERS_OF_ONE", 2)
+    async with Stream(api, client=holder), Stream(api, client=neighbour):
+        assert [await status_for(api, client) for client in (holder, neighbour, stranger)] == [503, 503, 200]
+    assert await status_for(api, holder) == 200, "a place is given back"
+
+
+@pytest.mark.parametrize("proxy", ["127.0.0.1", "::1", "10.1.2.3", "192.168.0.1", "fd00::1", "100.64.0.1", "unix", ""])
+async def test_a_proxy_does_not_count_as_one_client(api, monkeypatch, proxy):
+    await heard(api)
+    monkeypatch.setattr("identity_service.revocation.feed.MAX_FOLLOWERS_OF_ONE", 0)
+    assert await status_for(api, proxy) == 200
+
+
+async def test_of_those_who_come_at_once_for_the_last_place_one_gets_it(api, monkeypatch):
+    """They have all been let in before the first of them is counted."""
+    monkeypatch.setattr("identity_service.revocation.feed.MAX_FOLLOWERS_OF_ONE", 1)
+    await heard(api)
+    feed = api.runtime.revocations
+    with feed.follow("8.8.8.8") as first, feed.follow("8.8.8.8") as second:
+        assert await second.next(within=1) is News.END
+        with pytest.raises(TimeoutError):
+            await first.next(within=0.01)
+
+
+async def test_a_stream_ends_by_itself_so_that_nobody_holds_a_place_for_ever(api, monkeypatch):
+    monkeypatch.setattr("identity_service.web.status_lists.STREAM_SECONDS", (0.1, 0.2))
+    async with Stream(api) as stream:
+        assert await stream.chunk() == b": still here\n\n"
+        assert await stream.chunk() == b""
+        assert stream.task is not None
+        await stream.task
+    assert api.runtime.revocations.has_room(None)
 
 
 async def test_a_revocation_that_was_committed_late_is_found_by_a_longer_look(api, alice):
