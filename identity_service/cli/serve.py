@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,12 +19,15 @@ from identity_service.app import create_app
 from identity_service.cli.environment import load_settings, schema_revision, with_database_url
 from identity_service.database import SCHEMA_HEAD
 from identity_service.errors import ConfigurationError, KeysUnavailable
+from identity_service.revocation.feed import MAX_FOLLOWERS
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
 from identity_service.signing.live import LiveKeyring, key_folder, open_keys
 from identity_service.web.protocol import BoundedProtocol
 
 GRACE_SECONDS = 20
+OPEN_FILES = 2 * MAX_FOLLOWERS
+"""What a process may need: a socket for each stream, and as many for everything else."""
 
 
 def serve(
@@ -38,6 +42,7 @@ def serve(
         os.environ["IDENTITY_WORKERS"] = str(workers)
     # So that a polite kill unwinds the contexts below, and nothing is left running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _allow_open_files()
     settings = load_settings()
     with _listener(settings) as listener:
         keys = _keys(settings)
@@ -49,6 +54,14 @@ def serve(
             _prepare_schema(settings, embedded=embedded)
             _print_welcome(settings, embedded=embedded)
             _run(settings, keys, listener)
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit, often 1024, as far as it is needed and the hard limit lets us; children inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _listener(settings: Settings) -> socket.socket:

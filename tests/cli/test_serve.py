@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -86,6 +87,18 @@ def test_two_services_share_the_embedded_postgres_and_the_last_one_stops_it(serv
     log_in(two)
     two.stop()
     assert not (place / "postmaster.pid").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits of another process can be asked for on Linux only")
+def test_a_low_limit_of_open_files_does_not_turn_followers_away(serve: StartService):
+    """1024 is what a login shell and many a container give; one process serves 2000 streams."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
+    try:
+        service = serve()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (min(4000, hard), hard)
 
 
 def test_a_taken_port_is_said_in_one_line(serve: StartService):
