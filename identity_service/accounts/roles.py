@@ -170,10 +170,14 @@ async def revoke(db: Connection, username: str, unverified_role: str, *, end_ses
         end_sessions: log the user out everywhere, so that no token with the role is left.
 
     Raises:
-        RoleNotFound, UserNotFound: there is none of this name.
+        RoleNotFound: there is none of this name, and the user has none either.
+        UserNotFound: there is none of this name.
     """
-    # A misspelt role must not look like one that was taken away.
-    await find(db, unverified_role)
+    holder = await store.find(db, username)
+    # A misspelt role must not look like one that was taken away. But one that is held can be taken away, whatever it is
+    # called and whether or not it exists: once, users could have roles of any name.
+    if holder is None or unverified_role not in holder.roles:
+        await find(db, unverified_role)
     user = await store.remove_role(db, username, unverified_role)
     return await _changed(db, user, end_sessions=end_sessions, now=now)
 

@@ -113,6 +113,15 @@ async def test_a_misspelt_role_or_user_is_not_found(api, alice, rule):
         await change(api, rule, "alicia", "clerk")
 
 
+@pytest.mark.parametrize("name", ["Old Clerk", "naïve", "gone"])
+async def test_a_held_role_that_does_not_exist_or_has_an_impossible_name_can_be_taken_away(api, alice, name):
+    """Users had roles before there was a table of them, and before names had a form."""
+    await api.scalar("UPDATE users SET roles = ARRAY['admin', $1] RETURNING id", name)
+    assert (await change(api, roles.revoke, "alice", name)).roles == ("admin",)
+    with pytest.raises(RoleNotFound):
+        await change(api, roles.revoke, "alice", name)
+
+
 async def test_roles_granted_at_the_same_moment_are_all_there(api, alice):
     names = [f"role{n}" for n in range(16)]
     for name in names:
