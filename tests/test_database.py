@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -69,6 +70,36 @@ def test_the_schema_goes_up_and_down_and_up_again(new_database: Callable[[str], 
     assert asyncio.run(shape(url)) == first
     assert any(line.startswith("sessions.generation") for line in first)
     assert asyncio.run(scattering(url)) != scattered, "every installation scatters its status indexes in its own way"
+
+
+def test_sessions_from_before_there_were_status_lists_get_an_index_of_their_own(new_database: Callable[[str], str]):
+    """The table is not written anew, which would keep everybody out for as long as it took."""
+
+    async def ask(sql: str) -> Any:
+        connection = await asyncpg.connect(url)
+        found = await connection.fetchval(sql)
+        await connection.close()
+        return found
+
+    url = new_database("sessions_before")
+    upgrade(url, "0001")
+    asyncio.run(
+        ask("INSERT INTO users (id, username, password_hash, password_changed_at, created_at)"
+            " VALUES (gen_random_uuid(), 'alice', '', now(), now())")
+    )  # fmt: skip
+    begin = """
+        INSERT INTO sessions (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at,
+                              expires_at)
+        SELECT gen_random_uuid(), users.id, '', '{}', '{}', now(), now(), now(), now()
+          FROM users, generate_series(1, 12000)
+    """
+    asyncio.run(ask(begin))
+    file = asyncio.run(ask("SELECT pg_relation_filenode('sessions')"))
+    upgrade(url, "0003")
+    asyncio.run(ask(begin))
+    upgrade(url)
+    assert asyncio.run(ask("SELECT count(DISTINCT status_index) FROM sessions")) == 24_000
+    assert asyncio.run(ask("SELECT pg_relation_filenode('sessions')")) == file
 
 
 def test_roles_that_users_had_before_roles_gave_scopes_exist_afterwards(new_database: Callable[[str], str]):

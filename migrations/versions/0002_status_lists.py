@@ -1,4 +1,8 @@
-"""Every session owns an index in a status list and knows when its tokens end; a revocation records both."""
+"""Every session owns an index in a status list and knows when its tokens end; a revocation records both.
+
+Processes of 0001 may go on during this and until 0004, but must have stopped before any of this release starts: what
+they revoke names no index, and other services would not hear of it.
+"""
 
 import secrets
 
@@ -31,8 +35,11 @@ def upgrade() -> None:
         END
         $$
     """)
-    # With a default, so that the previous release can go on inserting sessions while this one is rolled out.
-    op.execute("ALTER TABLE sessions ADD COLUMN status_index bigint NOT NULL DEFAULT next_status_index()")
+    # With a default, so that the previous release can go on inserting sessions. In two steps, because a default that
+    # differs from row to row would have the whole table written anew while nobody can log in or refresh; what sessions
+    # there are get theirs in 0004.
+    op.execute("ALTER TABLE sessions ADD COLUMN status_index bigint")
+    op.execute("ALTER TABLE sessions ALTER COLUMN status_index SET DEFAULT next_status_index()")
     # No verifier takes a token of more than a day.
     op.execute(
         "ALTER TABLE sessions ADD COLUMN access_expires_at timestamptz NOT NULL DEFAULT now() + interval '1 day'"
