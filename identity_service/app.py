@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 KEYRING_POLL_SECONDS = 2.0
 PRUNE_SECONDS = 60.0
+PRUNE_PAUSE_SECONDS = 0.1
 LEARN_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 LISTEN_AGAIN_SECONDS = 1.0
@@ -165,8 +166,12 @@ async def _tend_keys(runtime: Runtime) -> None:
 
 async def _prune(runtime: Runtime) -> None:
     runtime.revocations.forget_expired(runtime.now())
-    async with runtime.database.connection() as db:
-        await lifecycle.prune(db, now=runtime.now())
+    while True:
+        async with runtime.database.connection() as db:
+            went = await lifecycle.prune(db, now=runtime.now())
+        if went < lifecycle.PRUNE_BATCH:
+            return
+        await asyncio.sleep(PRUNE_PAUSE_SECONDS)
 
 
 async def _learn(runtime: Runtime) -> None:

@@ -60,7 +60,11 @@ async def end(db: Connection, session_id: UUID, *, reason: Reason, now: datetime
 
 
 async def end_all(db: Connection, user_id: UUID, *, reason: Reason, now: datetime, keep: UUID | None = None) -> int:
-    """End a user's sessions, all but `keep`; return how many were alive. Call within a transaction."""
+    """End a user's sessions, all but `keep`; return how many. Call within a transaction.
+
+    Sessions that are over are ended too, for as long as they are remembered: a connection that was opened with a token
+    of one may still be there, and hears of it.
+    """
     ended = await store.revoke_all(db, user_id, keep=keep, now=now)
     await _revoke_tokens(db, ended, reason=reason, now=now)
     return len(ended)

@@ -10,11 +10,14 @@ from datetime import timedelta
 from typing import Any
 
 import httpx2
+import jwt
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from identity_service.accounts import registration
+from identity_service.app import _prune
 from identity_service.sessions import lifecycle
 from identity_service.tokens import access, refresh
 from tests.conftest import ISSUER, START, Account, Api, StartApi, bearer
@@ -464,3 +467,28 @@ async def test_pruning_works_in_batches_and_side_by_side(api):
     assert await prune(api) == 1000
     assert sum(await asyncio.gather(prune(api), prune(api), prune(api))) == 1500
     assert await api.scalar("SELECT array_agg(jti ORDER BY jti) FROM revoked_tokens") == ["0", "1", "2"]
+
+
+async def test_pruning_does_not_stop_after_a_batch_while_more_is_waiting(api):
+    """A batch a minute is 1.4 million a day, which a large installation outgrows."""
+    await api.scalar(
+        """
+        INSERT INTO revoked_tokens (jti, reason, revoked_at, expires_at)
+        SELECT n::text, 'logout', $1::timestamptz, $1 - interval '1 second' FROM generate_series(1, 2500) AS n
+        RETURNING jti
+        """,
+        START,
+    )
+    await _prune(api.runtime)
+    assert await api.scalar("SELECT count(*) FROM revoked_tokens") == 0
+
+
+async def test_a_session_that_is_over_is_still_revoked_when_its_account_is_disabled(api, alice, clock):
+    """A connection that was opened with one of its tokens may have outlived it."""
+    tokens = await alice.log_in()
+    clock.advance(days=31)
+    async with api.database.connection() as db, db.transaction():
+        await registration.disable(db, "alice", now=clock())
+    session_id = jwt.decode(tokens["access_token"], options={"verify_signature": False})["sid"]
+    assert await api.scalar("SELECT jti FROM revoked_tokens WHERE reason = 'disabled'") == session_id
+    assert await api.scalar("SELECT expires_at FROM revoked_tokens") > clock()
