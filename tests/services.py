@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, TextIO
 
 import httpx2
 import pytest
@@ -31,6 +32,8 @@ class Service:
     process: "subprocess.Popen[str]"
     url: str
     environment: dict[str, str]
+    output: tuple[TextIO, TextIO]
+    """Files and not pipes: nobody reads while the tests run, and a full pipe would hold the service up."""
 
     @property
     def port(self) -> int:
@@ -52,7 +55,7 @@ class Service:
                     return
             except httpx2.HTTPError:
                 pass
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.poll() is None, self.finish()
             time.sleep(0.1)
         pytest.fail("the service did not get ready within 20 seconds")
 
@@ -64,7 +67,17 @@ class Service:
     def stop(self, number: int = signal.SIGTERM) -> tuple[str, str]:
         """Stop the service as an operator would, and return what it printed."""
         self.process.send_signal(number)
-        return self.process.communicate(timeout=30)
+        return self.finish()
+
+    def finish(self) -> tuple[str, str]:
+        """Wait for the end and return what was printed: standard output, standard error."""
+        self.process.wait(timeout=30)
+        said = []
+        for file in self.output:
+            file.seek(0)
+            said.append(file.read())
+            file.close()
+        return said[0], said[1]
 
 
 def start_service(environment: Mapping[str, str], *arguments: str) -> Service:
@@ -78,8 +91,9 @@ def start_service(environment: Mapping[str, str], *arguments: str) -> Service:
 def start_program(command: Sequence[str], url: str, environment: Mapping[str, str]) -> Service:
     """Start any program that will answer at `url`; of our own environment it sees where programs are."""
     own = {"PATH": os.environ["PATH"], **environment}
-    process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return Service(process, url, own)
+    output = TemporaryFile("w+"), TemporaryFile("w+")  # noqa: SIM115 - `finish` closes them
+    process = subprocess.Popen(command, env=own, stdout=output[0], stderr=output[1], text=True)
+    return Service(process, url, own, output)
 
 
 def environment_of(database_url: str, keys_dir: Path) -> dict[str, str]:

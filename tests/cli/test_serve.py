@@ -24,7 +24,7 @@ from tests.verifier.conftest import until
 
 def refused(service: Service) -> tuple[int, str]:
     """Return the exit code and what was said, which must be one line."""
-    _, err = service.process.communicate(timeout=30)
+    _, err = service.finish()
     said = err.strip()
     assert "\n" not in said, said
     assert "Traceback" not in said
@@ -71,7 +71,7 @@ def test_a_kill_never_prevents_the_next_start(serve: StartService, open_folder: 
     service = serve(without=("DATABASE_URL",), IDENTITY_EMBEDDED_DIR=str(place))
     sign_up(service)
     service.process.kill()
-    service.process.communicate()
+    service.finish()
     again = serve(without=("DATABASE_URL",), IDENTITY_EMBEDDED_DIR=str(place))
     log_in(again)
     again.stop()
@@ -230,7 +230,7 @@ def test_a_polite_stop_turns_readiness_first(serve: StartService):
     answer = service.get("/readyz")
     assert (answer.status_code, answer.json()["missing"]) == (503, ["draining"])
     assert service.get("/health").status_code == 200
-    service.process.communicate(timeout=30)
+    service.finish()
 
 
 def test_nothing_it_prints_or_writes_outside_the_keys_folder_holds_a_secret(serve: StartService, open_folder: Path):

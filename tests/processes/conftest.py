@@ -66,7 +66,7 @@ class Installation:
     def kill_issuer(self) -> None:
         """`kill -9`, and wait for its workers to have left the address."""
         self.issuer.process.kill()
-        self.issuer.process.communicate(timeout=30)
+        self.issuer.finish()
 
     def restart_issuer(self) -> None:
         """Start it again at the same address; one worker will do from here on."""
@@ -91,7 +91,7 @@ def stop_all(*services: Service) -> None:
     for service in services:
         service.process.terminate()
     for service in services:
-        service.process.communicate(timeout=30)
+        service.finish()
 
 
 @pytest.fixture(scope="session")
