@@ -9,6 +9,7 @@ import pytest
 
 from identity_service import errors
 from identity_service.cli import EXIT_CODES
+from identity_service.database import SCHEMA_HEAD
 from tests.cli.conftest import Command
 from tests.conftest import PASSWORD
 
@@ -215,8 +216,8 @@ def test_config_show_masks_the_password_of_the_database(command: Command):
 
 def test_migrate_says_what_it_did(command: Command, new_database):
     url = new_database("by_command")
-    assert command("migrate", DATABASE_URL=url).out == "Migrated the schema from nothing to 0003.\n"
-    assert command("migrate", DATABASE_URL=url).out == "The schema is up to date (0003).\n"
+    assert command("migrate", DATABASE_URL=url).out == f"Migrated the schema from nothing to {SCHEMA_HEAD}.\n"
+    assert command("migrate", DATABASE_URL=url).out == f"The schema is up to date ({SCHEMA_HEAD}).\n"
 
 
 def test_a_command_without_a_database_exits_with_five(command: Command, tmp_path):
