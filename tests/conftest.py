@@ -159,8 +159,10 @@ def new_database(postgres_url: str) -> Callable[..., str]:
     def make(name: str, template: str = "template1") -> str:
         async def create() -> None:
             connection = await asyncpg.connect(postgres_url)
-            await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-            await connection.close()
+            try:
+                await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+            finally:
+                await connection.close()
 
         asyncio.run(create())
         return postgres_url.replace("/postgres?", f"/{name}?")
