@@ -80,13 +80,17 @@ class _List:
 
         Indexes are never used again, so what one replica has listed is not undone by another that lags behind it or
         has another clock: a list that is older, or came just after the one held, adds to it.
+
+        Raises:
+            ValueError: it would have to be added, and is of another shape.
         """
         held, held_token = self.statuses, self.token
         older = held_token is not None and token.issued < held_token.issued
-        self.statuses, self.etag = token.statuses, etag
-        if held is not None and (older or just_now) and len(held) == len(token.statuses):
+        if held is not None and (older or just_now):
             # Without its ETag: what is held now is nobody's list, and the next one is to be seen whole.
             self.statuses, self.etag = status_list.union(held, token.statuses), None
+        else:
+            self.statuses, self.etag = token.statuses, etag
         self.token = held_token if older else token
         self.absent = False
 
@@ -185,8 +189,9 @@ class Revocations:
         """
         self.keep_following()
         held = self._hold(reference.uri)
-        # The first requests wait for a list that is not known. When that has failed, later ones do not.
-        if not held.failures:
+        # The first requests wait for a list that is not known. When that has failed, later ones do not, unless nobody
+        # else tries again: the tasks have ended with their loop.
+        if not held.failures or self._clock() >= held.due_at + _GRACE:
             await asyncio.wait({self._fetch(held)})
         self._set_due()
         if not self._accepts(reference) and self._max_staleness is not None:

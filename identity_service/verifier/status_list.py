@@ -50,7 +50,13 @@ class StatusListToken:
 
 
 def union(one: StatusList, other: StatusList) -> StatusList:
-    """Return the list that says of every entry what either says; both are of one length."""
+    """Return the list that says of every entry what either says.
+
+    Raises:
+        ValueError: they are not of one shape.
+    """
+    if (one.bits, len(one)) != (other.bits, len(other)):
+        raise ValueError("lists of different shapes")
     octets = int.from_bytes(one.octets) | int.from_bytes(other.octets)
     return StatusList(other.bits, octets.to_bytes(len(other.octets)))
 

@@ -259,6 +259,22 @@ async def test_an_older_list_adds_what_it_says(issuer: Issuer, verifier: Verifie
     await refused(verifier, indexed(issuer, 1), "revoked")
 
 
+@pytest.mark.parametrize(
+    "shape", [{"bits": 2, "lst": status_list.encode(bytes(256))}, {"bits": 1, "lst": "eJwDAAAAAAE"}]
+)
+async def test_an_older_list_of_another_shape_takes_nothing_back(
+    issuer: Issuer, verifier: Verifier, now: Clock, shape: dict[str, Any]
+) -> None:
+    issuer.revoked = {1}
+    await refused(verifier, indexed(issuer, 1), "revoked")
+    issuer.revoked, issuer.list_claims = set(), {"iat": int(now()) - 1, "status_list": shape}
+    asked = issuer.asked("/status-lists/1")
+    now.advance(301)
+    await until(lambda: issuer.asked("/status-lists/1") > asked)
+    await asyncio.sleep(0.02)
+    await refused(verifier, indexed(issuer, 1), "revoked")
+
+
 async def test_a_replica_that_lags_does_not_bring_a_token_back(issuer: Issuer, verifier: Verifier, now: Clock) -> None:
     """Its list is newer by the clock, and came a moment after that of one which knew more."""
     issuer.revoked, issuer.ttl, issuer.offers_stream = {1}, 5, False
@@ -298,7 +314,10 @@ async def test_a_program_that_makes_a_loop_for_each_call_hears_of_revocations(is
             return error.reason
 
     assert await asyncio.to_thread(call)
-    issuer.revoked = {1}
+    issuer.list_answer = lambda request: httpx2.Response(500)
+    now.advance(21)
+    assert await asyncio.to_thread(call) != "revoked", "nothing is known of it, and nothing can be"
+    issuer.list_answer, issuer.revoked = None, {1}
     now.advance(21)
     assert await asyncio.to_thread(call) == "revoked"
 
