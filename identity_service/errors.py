@@ -92,7 +92,15 @@ class RoleRejected(IdentityError):
     default_text = "A role cannot have this name or give these scopes."
 
 
+class LastAdministrator(IdentityError):
+    default_text = "This is the last administrator who can log in; make another one first."
+
+
 # Tokens, sessions and clients
+
+
+class SessionNotFound(IdentityError):
+    default_text = "There is no such session."
 
 
 class TokenRejected(IdentityError):
@@ -121,12 +129,40 @@ class ClientRejected(IdentityError):
     default_text = "Client authentication failed."
 
 
+class ClientNotFound(IdentityError):
+    default_text = "There is no such client."
+
+
+class ClientTaken(IdentityError):
+    default_text = "There already is a client of this id."
+
+
+class ClientNotAllowed(IdentityError):
+    """A client asks with a grant type that it was not given (`unauthorized_client` of RFC 6749 5.2)."""
+
+    default_text = "This client may not use this grant type."
+
+
 class GrantNotOffered(IdentityError):
     default_text = "This grant type is not offered."
 
 
 class ScopeRejected(IdentityError):
     default_text = "The requested scope is malformed or exceeds what was granted."
+
+
+class Throttled(IdentityError):
+    """Too many failures for this account, client or address; nothing was looked at.
+
+    Args:
+        retry_after: seconds until the next attempt is looked at.
+    """
+
+    default_text = "There were too many failed attempts; try again later."
+
+    def __init__(self, text: str = "", *, detail: str = "", retry_after: int) -> None:
+        super().__init__(text, detail=detail)
+        self.retry_after = retry_after
 
 
 # What we depend on

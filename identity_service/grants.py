@@ -5,13 +5,16 @@ What every grant needs done before (strict form, client authentication) is done 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from identity_service.accounts import authentication, roles
+from identity_service import audit
+from identity_service.accounts import Credentials, authentication, roles
 from identity_service.accounts import store as accounts
+from identity_service.audit import Actor, Event, Subject
 from identity_service.clients import Client
-from identity_service.errors import SessionEnded, TokenRejected
+from identity_service.database import Connection
+from identity_service.errors import InvalidCredentials, SessionEnded, TokenRejected
 from identity_service.runtime import Runtime
 from identity_service.sessions import Session, lifecycle, rotation
 from identity_service.shell import token_id, uuid7
@@ -30,7 +33,9 @@ class IssuedTokens:
     refresh_token_expires_in: int
 
 
-async def password(runtime: Runtime, client: Client, *, username: str, password: str, scope: str) -> IssuedTokens:
+async def password(
+    runtime: Runtime, client: Client, *, username: str, password: str, scope: str, by: Actor
+) -> IssuedTokens:
     """Log a user in (RFC 6749 4.3).
 
     Raises:
@@ -42,27 +47,48 @@ async def password(runtime: Runtime, client: Client, *, username: str, password:
     key = runtime.keys.current.signer(runtime.now())
     async with runtime.database.connection() as db:
         credentials = await authentication.find_credentials(db, username)
-    verdict = await authentication.prove(credentials, password, runtime.passwords)
-    assert credentials is not None, "an unknown user is never proved"
-    user, now = credentials.user, runtime.now()
-    async with runtime.database.connection() as db:
-        if verdict.replacement is not None:
-            await accounts.update_hash(db, user.id, old=credentials.password_hash, new=verdict.replacement)
-        session = await lifecycle.start(
-            db,
-            uuid7(now),
-            user.id,
-            client_id=client.client_id,
-            scope=roles.granted(requested, roles.given(user.roles, credentials.role_scopes)),
-            amr=("pwd",),
-            password_changed_at=user.password_changed_at,
-            now=now,
-            limits=runtime.session_limits,
-        )
+    try:
+        verdict = await authentication.prove(credentials, password, runtime.passwords)
+        assert credentials is not None, "an unknown user is never proved"
+        user, now = credentials.user, runtime.now()
+
+        async def start(db: Connection) -> Session:
+            if verdict.replacement is not None:
+                await accounts.update_hash(db, user.id, old=credentials.password_hash, new=verdict.replacement)
+            return await lifecycle.start(
+                db,
+                uuid7(now),
+                user.id,
+                client_id=client.client_id,
+                scope=roles.granted(requested, roles.given(user.roles, credentials.role_scopes)),
+                amr=("pwd",),
+                password_changed_at=user.password_changed_at,
+                by=by,
+                now=now,
+                limits=runtime.session_limits,
+            )
+
+        session = await runtime.database.transact(start)
+    except InvalidCredentials as error:
+        await _record_failure(runtime, client, credentials, error, by=by)
+        raise
     return _issue(runtime, key, session, scope=session.scope, now=now)
 
 
-async def refresh_token(runtime: Runtime, client: Client, *, unverified_token: str, scope: str) -> IssuedTokens:
+async def _record_failure(
+    runtime: Runtime, client: Client, credentials: Credentials | None, error: InvalidCredentials, *, by: Actor
+) -> None:
+    subject = Subject("user", str(credentials.user.id)) if credentials is not None else None
+    by = replace(by, client_id=client.client_id)
+    async with runtime.database.connection() as db:
+        await audit.record(
+            db, Event.USER_LOGIN, subject, by=by, now=runtime.now(), outcome="failure", reason=error.detail
+        )
+
+
+async def refresh_token(
+    runtime: Runtime, client: Client, *, unverified_token: str, scope: str, by: Actor
+) -> IssuedTokens:
     """Go on with a session (RFC 6749 6). The scope may be narrowed for the access token, never widened.
 
     Raises:
@@ -79,8 +105,9 @@ async def refresh_token(runtime: Runtime, client: Client, *, unverified_token: s
         raise SessionEnded(detail=error.detail) from None
     if presented.client_id != client.client_id:
         raise SessionEnded(detail="issued to another client")
+    by = replace(by, client_id=client.client_id)
     async with runtime.database.connection() as db:
-        session = await rotation.rotate(db, presented, scope=requested, now=now, limits=runtime.session_limits)
+        session = await rotation.rotate(db, presented, scope=requested, by=by, now=now, limits=runtime.session_limits)
     return _issue(runtime, key, session, scope=requested or session.scope, now=now)
 
 

@@ -1,6 +1,7 @@
 """How alembic reaches the database: asyncpg, one migration at a time, and never waiting long for a lock."""
 
 import asyncio
+import time
 from typing import Any
 
 import asyncpg
@@ -13,7 +14,8 @@ from identity_service.database import normalise_url
 
 # Any number that nobody else uses on this database: two deploys must not migrate at once.
 ADVISORY_LOCK = 4_815_162_342
-LOCK_WAIT = "600s"
+LOCK_WAIT_SECONDS = 600.0
+LOCK_POLL_SECONDS = 0.2
 
 
 def _url() -> str:
@@ -27,9 +29,14 @@ def _url() -> str:
 
 
 def _migrate(connection: Connection) -> None:
-    # A session lock, not a transaction lock: CREATE INDEX CONCURRENTLY in a later migration must not drop it.
-    connection.execute(text(f"SET statement_timeout = '{LOCK_WAIT}'"))
-    connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
+    # A session lock, not a transaction lock, which would end within a migration that builds an index concurrently. And
+    # asked for again and again: such a migration waits for all transactions, and one that waits for the lock is one.
+    give_up_at = time.monotonic() + LOCK_WAIT_SECONDS
+    while not connection.execute(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")).scalar():
+        connection.commit()
+        if time.monotonic() > give_up_at:
+            raise SystemExit("Another migration of this database has not ended in ten minutes.")
+        time.sleep(LOCK_POLL_SECONDS)
     # A migration that cannot get its lock in five seconds gives way to the traffic it would block.
     connection.execute(text("SET lock_timeout = '5s'"))
     connection.execute(text("SET statement_timeout = '300s'"))

@@ -20,6 +20,7 @@ import pytest
 from fastapi import FastAPI
 
 from identity_service.app import create_app
+from identity_service.audit import Actor
 from identity_service.cli.migrate import upgrade
 from identity_service.database import Database
 from identity_service.embedded import postgres
@@ -42,6 +43,7 @@ def _use_memory_for_files() -> None:
 _use_memory_for_files()
 
 ISSUER = "https://id.example.com"
+TESTER = Actor("service", "tests")
 START = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 PASSWORD = "correct horse battery staple"
 
@@ -184,7 +186,11 @@ def database_url(migrated: str) -> str:
     async def empty() -> None:
         connection = await asyncpg.connect(migrated)
         await connection.execute(
-            "DELETE FROM revoked_tokens; DELETE FROM sessions; DELETE FROM users; DELETE FROM roles"
+            "SET session_replication_role = replica;"  # the audit is append-only
+            "DELETE FROM audit_events; UPDATE audit_chain SET (position, hash) = (0, dropped_hash);"
+            "SET session_replication_role = origin;"
+            "DELETE FROM revoked_tokens; DELETE FROM sessions; DELETE FROM users; DELETE FROM roles;"
+            "DELETE FROM clients; DELETE FROM throttles"
         )
         await connection.close()
 

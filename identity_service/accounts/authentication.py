@@ -24,7 +24,7 @@ async def prove(credentials: Credentials | None, unverified_password: str, hashi
     Unknown user, wrong password and disabled account cost one hash each and raise one error.
 
     Raises:
-        InvalidCredentials: do not say why.
+        InvalidCredentials: do not say why; the detail, for the audit, is a stable word.
         HashingOverloaded: too many logins at once.
     """
     try:
@@ -33,9 +33,9 @@ async def prove(credentials: Credentials | None, unverified_password: str, hashi
         raise InvalidCredentials(detail=error.reason) from None
     verdict = await hashing.verify(credentials.password_hash if credentials is not None else None, password)
     if credentials is None:
-        raise InvalidCredentials(detail="unknown user")
+        raise InvalidCredentials(detail="unknown_user")
     if not verdict.matched:
-        raise InvalidCredentials(detail="wrong password")
+        raise InvalidCredentials(detail="wrong_password")
     if credentials.user.disabled_at is not None:
         raise InvalidCredentials(detail="disabled")
     return verdict

@@ -9,9 +9,12 @@ from uuid import UUID
 from email_validator import EmailNotValidError, validate_email
 from precis_i18n import get_profile
 
+from identity_service import audit
 from identity_service.accounts import User, passwords, store
 from identity_service.accounts.hashing import PasswordHashing
 from identity_service.accounts.roles import keep as keep_roles
+from identity_service.accounts.roles import keep_an_administrator
+from identity_service.audit import Actor, Event, Subject
 from identity_service.database import Connection
 from identity_service.errors import CurrentPasswordWrong, EmailRejected, UsernameRejected, UserNotFound
 from identity_service.revocation.revoking import Reason
@@ -89,9 +92,10 @@ async def register(
     password_hash: str,
     email: str | None,
     roles: Sequence[str],
+    by: Actor,
     now: datetime,
 ) -> User:
-    """Make an account. Call within a transaction when it has roles.
+    """Make an account. Call within a transaction.
 
     Args:
         username, email: normalised.
@@ -101,13 +105,25 @@ async def register(
         UsernameTaken: another account has this username.
     """
     await keep_roles(db, roles)
-    return await store.insert(
+    user = await store.insert(
         db, user_id, username=username, password_hash=password_hash, email=email, roles=roles, now=now
     )
+    details = {"username": username, "roles": list(roles)}
+    await audit.record(db, Event.USER_CREATED, Subject("user", str(user_id)), by=by, now=now, details=details)
+    return user
 
 
-async def update(db: Connection, user_id: UUID, *, username: str | None, change_email: bool, email: str | None) -> User:
-    """Change the username, the e-mail address, or both; a new address is not verified yet.
+async def update(
+    db: Connection,
+    user_id: UUID,
+    *,
+    username: str | None,
+    change_email: bool,
+    email: str | None,
+    by: Actor,
+    now: datetime,
+) -> User:
+    """Change the username, the e-mail address, or both; a new address is not verified yet. Call within a transaction.
 
     Args:
         username: None to keep it.
@@ -120,6 +136,10 @@ async def update(db: Connection, user_id: UUID, *, username: str | None, change_
     updated = await store.update(db, user_id, username=username, change_email=change_email, email=email)
     if updated is None:
         raise UserNotFound
+    details = {"username": username} if username is not None else {}
+    if change_email:
+        details["email"] = "changed" if email is not None else "removed"
+    await audit.record(db, Event.USER_UPDATED, Subject("user", str(user_id)), by=by, now=now, details=details)
     return updated
 
 
@@ -130,6 +150,7 @@ async def change_password(
     password_hash: str,
     proved_at: datetime,
     keep_session: UUID,
+    by: Actor,
     now: datetime,
 ) -> None:
     """Set another password and end all sessions but one. Call within a transaction.
@@ -142,25 +163,29 @@ async def change_password(
     """
     if not await store.update_password(db, user_id, password_hash=password_hash, proved_at=proved_at, now=now):
         raise CurrentPasswordWrong(detail="overtaken by another change")
-    await lifecycle.end_all(db, user_id, keep=keep_session, reason=Reason.PASSWORD_CHANGED, now=now)
+    await audit.record(db, Event.USER_PASSWORD_CHANGED, Subject("user", str(user_id)), by=by, now=now)
+    await lifecycle.end_all(db, user_id, keep=keep_session, reason=Reason.PASSWORD_CHANGED, by=by, now=now)
     await sessions.keep_after_password_change(db, keep_session, password_changed_at=now)
 
 
-async def disable(db: Connection, username: str, *, now: datetime) -> User:
+async def disable(db: Connection, username: str, *, by: Actor, now: datetime) -> User:
     """Shut an account and end its sessions. Call within a transaction.
 
     Raises:
         UserNotFound: no account has this username.
+        LastAdministrator: nobody could administer the service any more.
     """
-    user = await store.set_disabled(db, username, disabled_at=now)
-    if user is None:
-        raise UserNotFound
-    await lifecycle.end_all(db, user.id, reason=Reason.DISABLED, now=now)
+    async with keep_an_administrator(db):
+        user = await store.set_disabled(db, username, disabled_at=now)
+        if user is None:
+            raise UserNotFound
+    await audit.record(db, Event.USER_DISABLED, Subject("user", str(user.id)), by=by, now=now)
+    await lifecycle.end_all(db, user.id, reason=Reason.DISABLED, by=by, now=now)
     return user
 
 
-async def enable(db: Connection, username: str) -> User:
-    """Open an account again; its old sessions stay ended.
+async def enable(db: Connection, username: str, *, by: Actor, now: datetime) -> User:
+    """Open an account again; its old sessions stay ended. Call within a transaction.
 
     Raises:
         UserNotFound: no account has this username.
@@ -168,17 +193,21 @@ async def enable(db: Connection, username: str) -> User:
     user = await store.set_disabled(db, username, disabled_at=None)
     if user is None:
         raise UserNotFound
+    await audit.record(db, Event.USER_ENABLED, Subject("user", str(user.id)), by=by, now=now)
     return user
 
 
-async def delete(db: Connection, user_id: UUID, *, now: datetime) -> None:
+async def delete(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> None:
     """Delete an account with its sessions; its tokens are revoked. Call within a transaction.
 
     Raises:
         UserNotFound: the account is gone already.
+        LastAdministrator: nobody could administer the service any more.
     """
     # The user's row is locked first, as in every change that ends sessions: no two of them can wait for each other.
-    if not await store.lock(db, user_id):
-        raise UserNotFound
-    await lifecycle.end_all(db, user_id, reason=Reason.DELETED, now=now)
-    await store.delete(db, user_id)
+    async with keep_an_administrator(db):
+        if not await store.lock(db, user_id):
+            raise UserNotFound
+        await lifecycle.end_all(db, user_id, reason=Reason.DELETED, by=by, now=now)
+        await store.delete(db, user_id)
+    await audit.record(db, Event.USER_DELETED, Subject("user", str(user_id)), by=by, now=now)

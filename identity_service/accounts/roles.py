@@ -6,12 +6,16 @@ gives `identity:admin` and nothing else does, so that nobody can lock all admini
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 
+from identity_service import audit
 from identity_service.accounts import Role, User, store
+from identity_service.audit import Actor, Event, Subject
 from identity_service.database import Connection
 from identity_service.errors import (
+    LastAdministrator,
     RoleBuiltIn,
     RoleInUse,
     RoleNotFound,
@@ -63,8 +67,8 @@ def granted(requested: Sequence[str], given: set[str]) -> tuple[str, ...]:
     return tuple(scope for scope in requested if scope in given)
 
 
-async def create(db: Connection, unverified_name: str, *, scope: str, now: datetime) -> Role:
-    """Make a role.
+async def create(db: Connection, unverified_name: str, *, scope: str, by: Actor, now: datetime) -> Role:
+    """Make a role. Call within a transaction.
 
     Args:
         scope: what it gives, separated by spaces.
@@ -81,6 +85,7 @@ async def create(db: Connection, unverified_name: str, *, scope: str, now: datet
     role = await store.insert_role(db, unverified_name, scopes=_scopes_of_role(scope), now=now)
     if role is None:
         raise RoleTaken
+    await _record(db, Event.ROLE_CREATED, role.name, by=by, now=now, scopes=role.scopes)
     return role
 
 
@@ -103,8 +108,8 @@ async def list_all(db: Connection) -> list[Role]:
     return [*BUILT_IN.values(), *await store.list_roles(db)]
 
 
-async def set_scopes(db: Connection, unverified_name: str, *, scope: str) -> Role:
-    """Replace what a role gives. Sessions hear of it at their next refresh.
+async def set_scopes(db: Connection, unverified_name: str, *, scope: str, by: Actor, now: datetime) -> Role:
+    """Replace what a role gives. Sessions hear of it at their next refresh. Call within a transaction.
 
     Raises:
         RoleRejected: a scope that a role cannot give.
@@ -117,10 +122,11 @@ async def set_scopes(db: Connection, unverified_name: str, *, scope: str) -> Rol
     )
     if role is None:
         raise RoleNotFound(detail=unverified_name)
+    await _record(db, Event.ROLE_UPDATED, role.name, by=by, now=now, scopes=role.scopes)
     return role
 
 
-async def delete(db: Connection, unverified_name: str) -> None:
+async def delete(db: Connection, unverified_name: str, *, by: Actor, now: datetime) -> None:
     """Delete a role that no user has. Call within a transaction.
 
     Raises:
@@ -134,6 +140,7 @@ async def delete(db: Connection, unverified_name: str) -> None:
     if users := await store.count_users(db, unverified_name):
         raise RoleInUse(f"{users} users have this role." if users > 1 else "1 user has this role.")
     await store.delete_role(db, unverified_name)
+    await _record(db, Event.ROLE_DELETED, unverified_name, by=by, now=now)
 
 
 async def keep(db: Connection, unverified_names: Sequence[str]) -> None:
@@ -147,7 +154,9 @@ async def keep(db: Connection, unverified_names: Sequence[str]) -> None:
             raise RoleNotFound(detail=name)
 
 
-async def grant(db: Connection, username: str, unverified_role: str, *, end_sessions: bool, now: datetime) -> User:
+async def grant(
+    db: Connection, username: str, unverified_role: str, *, end_sessions: bool, by: Actor, now: datetime
+) -> User:
     """Give a user a role; who has it already keeps it. Call within a transaction.
 
     Args:
@@ -159,10 +168,12 @@ async def grant(db: Connection, username: str, unverified_role: str, *, end_sess
     """
     await keep(db, [unverified_role])
     user = await store.add_role(db, username, unverified_role)
-    return await _changed(db, user, end_sessions=end_sessions, now=now)
+    return await _changed(db, user, end_sessions=end_sessions, by=by, now=now)
 
 
-async def revoke(db: Connection, username: str, unverified_role: str, *, end_sessions: bool, now: datetime) -> User:
+async def revoke(
+    db: Connection, username: str, unverified_role: str, *, end_sessions: bool, by: Actor, now: datetime
+) -> User:
     """Take a role from a user who may or may not have it. Call within a transaction.
 
     Args:
@@ -172,14 +183,30 @@ async def revoke(db: Connection, username: str, unverified_role: str, *, end_ses
     Raises:
         RoleNotFound: there is none of this name, and the user has none either.
         UserNotFound: there is none of this name.
+        LastAdministrator: nobody could administer the service any more.
     """
     holder = await store.find(db, username)
     # A misspelt role must not look like one that was taken away. But one that is held can be taken away, whatever it is
     # called and whether or not it exists: once, users could have roles of any name.
     if holder is None or unverified_role not in holder.roles:
         await find(db, unverified_role)
-    user = await store.remove_role(db, username, unverified_role)
-    return await _changed(db, user, end_sessions=end_sessions, now=now)
+    async with keep_an_administrator(db):
+        user = await store.remove_role(db, username, unverified_role)
+    return await _changed(db, user, end_sessions=end_sessions, by=by, now=now)
+
+
+@asynccontextmanager
+async def keep_an_administrator(db: Connection) -> AsyncIterator[None]:
+    """Refuse what is done within when it leaves nobody who can administer the service. Call within a transaction.
+
+    Raises:
+        LastAdministrator: there was an administrator before, and there is none now.
+    """
+    # Locked before anybody is looked at or changed, in one order: two that remove each other meet here.
+    before = await store.lock_administrators(db)
+    yield
+    if before and not await store.lock_administrators(db):
+        raise LastAdministrator
 
 
 class OfferedScopes:
@@ -219,9 +246,18 @@ def _scopes_of_role(scope: str) -> tuple[str, ...]:
     return scopes
 
 
-async def _changed(db: Connection, user: User | None, *, end_sessions: bool, now: datetime) -> User:
+async def _changed(db: Connection, user: User | None, *, end_sessions: bool, by: Actor, now: datetime) -> User:
     if user is None:
         raise UserNotFound
+    details = {"roles": list(user.roles)}
+    await audit.record(db, Event.USER_ROLES_CHANGED, Subject("user", str(user.id)), by=by, now=now, details=details)
     if end_sessions:
-        await lifecycle.end_all(db, user.id, reason=Reason.ROLES_CHANGED, now=now)
+        await lifecycle.end_all(db, user.id, reason=Reason.ROLES_CHANGED, by=by, now=now)
     return user
+
+
+async def _record(
+    db: Connection, event: Event, name: str, *, by: Actor, now: datetime, scopes: Sequence[str] | None = None
+) -> None:
+    details = {"scopes": list(scopes)} if scopes is not None else {}
+    await audit.record(db, event, Subject("role", name), by=by, now=now, details=details)

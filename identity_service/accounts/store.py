@@ -46,6 +46,10 @@ UPDATE_PASSWORD = """
 """
 SET_DISABLED = f"UPDATE users AS u SET disabled_at = $2 WHERE u.username = $1 RETURNING {_USER}"
 LOCK = "SELECT id FROM users WHERE id = $1 FOR UPDATE"
+# In one order, so that no two can wait for each other; who waited sees what the other did.
+LOCK_ADMINISTRATORS = """
+    SELECT id FROM users WHERE 'admin' = ANY (roles) AND disabled_at IS NULL ORDER BY id FOR UPDATE
+"""
 DELETE = "DELETE FROM users WHERE id = $1"
 ADD_ROLE = f"""
     UPDATE users AS u SET roles = CASE WHEN $2 = ANY(u.roles) THEN u.roles ELSE array_append(u.roles, $2) END
@@ -137,6 +141,11 @@ async def set_disabled(db: Connection, username: str, *, disabled_at: datetime |
 async def lock(db: Connection, user_id: UUID) -> bool:
     """Lock the user's row until the transaction ends; return whether there is one."""
     return await db.fetchval(LOCK, user_id) is not None
+
+
+async def lock_administrators(db: Connection) -> list[UUID]:
+    """Lock the rows of all administrators who can log in until the transaction ends; return their ids."""
+    return [row["id"] for row in await db.fetch(LOCK_ADMINISTRATORS)]
 
 
 async def delete(db: Connection, user_id: UUID) -> None:

@@ -1,6 +1,7 @@
 """What the commands share: the settings with their warnings, and a database, embedded if nobody names one."""
 
 import asyncio
+import getpass
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from identity_service import settings as configuration
+from identity_service.audit import Actor
 from identity_service.database import Database, open_database
 from identity_service.embedded import postgres
 from identity_service.errors import DatabaseUnavailable
@@ -53,6 +55,15 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
             f"The database at {place_of(url)} cannot be used; check DATABASE_URL and that the server runs.",
             detail=error.detail,
         ) from None
+
+
+def operator() -> Actor:
+    """Return who sits at the command line, by the name that this machine knows them under."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user needs no name
+        name = None
+    return Actor("operator", name)
 
 
 def with_database(settings: Settings, work: Callable[[Database, Settings], Awaitable[T]]) -> T:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from identity_service.accounts import Role, User, registration, roles
-from identity_service.cli.environment import load_settings, print_json, with_database
+from identity_service.cli.environment import load_settings, operator, print_json, with_database
 from identity_service.database import Connection
 from identity_service.shell import utc_now
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 @app.command()
 def create(name: str, *, scope: Scope = "", as_json: AsJson = False) -> None:
     """Make a role."""
-    role = _transact(lambda db: roles.create(db, name, scope=scope, now=utc_now()))
+    role = _transact(lambda db: roles.create(db, name, scope=scope, by=operator(), now=utc_now()))
     _show([role], as_json=as_json, several=False)
 
 
@@ -42,14 +42,14 @@ def show(name: str, *, as_json: AsJson = False) -> None:
 @app.command("set")
 def set_scopes(name: str, *, scope: Scope, as_json: AsJson = False) -> None:
     """Replace the scopes that a role gives."""
-    role = _transact(lambda db: roles.set_scopes(db, name, scope=scope))
+    role = _transact(lambda db: roles.set_scopes(db, name, scope=scope, by=operator(), now=utc_now()))
     _show([role], as_json=as_json, several=False)
 
 
 @app.command()
 def delete(name: str) -> None:
     """Delete a role that no user has."""
-    _transact(lambda db: roles.delete(db, name))
+    _transact(lambda db: roles.delete(db, name, by=operator(), now=utc_now()))
     print(f"Deleted {name}.")
 
 
@@ -71,7 +71,7 @@ def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
 
 def _change(rule: Callable[..., Awaitable[User]], username: str, role: str, *, end_sessions: bool) -> None:
     name = registration.normalise_username(username)
-    user = _transact(lambda db: rule(db, name, role, end_sessions=end_sessions, now=utc_now()))
+    user = _transact(lambda db: rule(db, name, role, end_sessions=end_sessions, by=operator(), now=utc_now()))
     print(f"{user.username} has {', '.join(user.roles) or 'no roles'}.")
     print("Their sessions have ended." if end_sessions else "Their sessions hear of it at the next refresh.")
 

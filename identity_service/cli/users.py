@@ -7,7 +7,7 @@ import typer
 
 from identity_service.accounts import User, registration, store
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
-from identity_service.cli.environment import load_settings, print_json, with_database
+from identity_service.cli.environment import load_settings, operator, print_json, with_database
 from identity_service.database import Database
 from identity_service.errors import UserNotFound
 from identity_service.settings import Settings
@@ -46,7 +46,14 @@ def create(
         roles = tuple(dict.fromkeys(role or ()))
         return await db.transact(
             lambda connection: registration.register(
-                connection, uuid7(now), username=name, password_hash=password_hash, email=address, roles=roles, now=now
+                connection,
+                uuid7(now),
+                username=name,
+                password_hash=password_hash,
+                email=address,
+                roles=roles,
+                by=operator(),
+                now=now,
             )
         )
 
@@ -73,7 +80,9 @@ def disable(username: str, *, as_json: AsJson = False) -> None:
 
     async def work(db: Database, _: Settings) -> User:
         name = registration.normalise_username(username)
-        return await db.transact(lambda connection: registration.disable(connection, name, now=utc_now()))
+        return await db.transact(
+            lambda connection: registration.disable(connection, name, by=operator(), now=utc_now())
+        )
 
     _show(with_database(load_settings(), work), as_json=as_json)
 
@@ -84,7 +93,7 @@ def enable(username: str, *, as_json: AsJson = False) -> None:
 
     async def work(db: Database, _: Settings) -> User:
         name = registration.normalise_username(username)
-        return await db.transact(lambda connection: registration.enable(connection, name))
+        return await db.transact(lambda connection: registration.enable(connection, name, by=operator(), now=utc_now()))
 
     _show(with_database(load_settings(), work), as_json=as_json)
 
@@ -98,7 +107,7 @@ def delete(username: str) -> None:
             user = await store.find(connection, registration.normalise_username(username))
         if user is None:
             raise UserNotFound
-        await db.transact(lambda connection: registration.delete(connection, user.id, now=utc_now()))
+        await db.transact(lambda connection: registration.delete(connection, user.id, by=operator(), now=utc_now()))
 
     with_database(load_settings(), work)
     print(f"Deleted {username}.")

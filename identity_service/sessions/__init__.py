@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from identity_service.revocation import Revocable
+
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
@@ -28,6 +30,15 @@ class SessionLimits:
     def access_expires_at(self, now: datetime) -> datetime:
         """When the last access token of the generation that begins now has expired: a retry is answered with one."""
         return now + self.retry_window + self.access
+
+
+@dataclass(frozen=True, slots=True)
+class EndedSession:
+    """A session that has just been ended, and what its tokens carry."""
+
+    id: UUID
+    user_id: UUID
+    revocable: Revocable
 
 
 @dataclass(frozen=True, slots=True)

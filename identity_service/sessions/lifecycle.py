@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+from identity_service import audit
+from identity_service.audit import Actor, Event, Subject
 from identity_service.database import Connection
 from identity_service.errors import InvalidCredentials
-from identity_service.revocation import Revocable, revoking
+from identity_service.revocation import revoking
 from identity_service.revocation import store as revoked
 from identity_service.revocation.revoking import Reason
-from identity_service.sessions import Session, SessionLimits, store
+from identity_service.sessions import EndedSession, Session, SessionLimits, store
 
 PRUNE_BATCH = 1000
 
@@ -23,12 +25,14 @@ async def start(
     scope: Sequence[str],
     amr: Sequence[str],
     password_changed_at: datetime,
+    by: Actor,
     now: datetime,
     limits: SessionLimits,
 ) -> Session:
-    """Begin a session for a user who has just proved a password.
+    """Begin a session for a user who has just proved a password. Call within a transaction.
 
     Args:
+        by: whose address and program the session will be known by.
         password_changed_at: when the proved password was set, so that a change or a disabling that happened while it
             was being hashed is not overtaken by this login.
 
@@ -43,36 +47,60 @@ async def start(
         scope=scope,
         amr=amr,
         password_changed_at=password_changed_at,
+        address=by.address,
+        user_agent=by.user_agent,
         now=now,
         expires_at=now + limits.absolute,
         access_expires_at=limits.access_expires_at(now),
     )
     if session is None:
-        raise InvalidCredentials(detail="the account changed during the login")
+        raise InvalidCredentials(detail="account_changed")
+    await audit.record(
+        db,
+        Event.USER_LOGIN,
+        Subject("user", str(user_id)),
+        by=by.proved_user(user_id, client_id=client_id, session_id=session.id),
+        now=now,
+        details={"scope": list(scope)},
+    )
     return session
 
 
-async def end(db: Connection, session_id: UUID, *, reason: Reason, now: datetime) -> bool:
+async def end(db: Connection, session_id: UUID, *, reason: Reason, by: Actor, now: datetime) -> bool:
     """End one session; return whether it was still alive. Call within a transaction."""
     ended = await store.revoke(db, session_id, now=now)
-    await _revoke_tokens(db, ended, reason=reason, now=now)
+    await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
     return bool(ended)
 
 
-async def end_all(db: Connection, user_id: UUID, *, reason: Reason, now: datetime, keep: UUID | None = None) -> int:
+async def end_all(
+    db: Connection, user_id: UUID, *, reason: Reason, by: Actor, now: datetime, keep: UUID | None = None
+) -> int:
     """End a user's sessions, all but `keep`; return how many. Call within a transaction.
 
     Sessions that are over are ended too, for as long as they are remembered: a connection that was opened with a token
     of one may still be there, and hears of it.
     """
     ended = await store.revoke_all(db, user_id, keep=keep, now=now)
-    await _revoke_tokens(db, ended, reason=reason, now=now)
+    await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
     return len(ended)
 
 
-async def _revoke_tokens(db: Connection, ended: Sequence[Revocable], *, reason: Reason, now: datetime) -> None:
+async def _revoke_tokens(
+    db: Connection, ended: Sequence[EndedSession], *, reason: Reason, by: Actor, now: datetime
+) -> None:
+    """Revoke what the sessions' tokens carry. They all belong to one user."""
     if ended:
-        await revoking.revoke(db, ended, reason=reason, now=now)
+        await revoking.revoke(db, [session.revocable for session in ended], reason=reason, now=now)
+        await audit.record(
+            db,
+            Event.SESSION_ENDED,
+            Subject("user", str(ended[0].user_id)),
+            by=by,
+            now=now,
+            reason=reason.value,
+            session_ids=tuple(session.id for session in ended),
+        )
 
 
 async def prune(db: Connection, *, now: datetime) -> int:

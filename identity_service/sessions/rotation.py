@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from identity_service.audit import Actor
 from identity_service.database import Connection
 from identity_service.errors import RefreshTokenReused, ScopeRejected, SessionEnded
 from identity_service.revocation.revoking import Reason
@@ -11,7 +12,7 @@ from identity_service.tokens.refresh import RefreshClaims
 
 
 async def rotate(
-    db: Connection, presented: RefreshClaims, *, scope: Sequence[str], now: datetime, limits: SessionLimits
+    db: Connection, presented: RefreshClaims, *, scope: Sequence[str], by: Actor, now: datetime, limits: SessionLimits
 ) -> Session:
     """Advance the session to its next refresh token and return it.
 
@@ -20,6 +21,7 @@ async def rotate(
 
     Args:
         db: a connection outside of any transaction: what is found out here must outlive the refusal.
+        by: who presents the token; an end of the session is recorded in their name.
         scope: what is asked for this time; nothing is spent when it exceeds what the login was granted.
 
     Raises:
@@ -37,7 +39,7 @@ async def rotate(
     current = await store.find_live(db, presented, now=now, idle_since=idle_since)
     if current is None:
         raise SessionEnded(detail="the session is over, or its user is not welcome")
-    return await _answer_retry_or_end(db, presented, current, scope=scope, now=now, limits=limits)
+    return await _answer_retry_or_end(db, presented, current, scope=scope, by=by, now=now, limits=limits)
 
 
 async def _answer_retry_or_end(
@@ -46,6 +48,7 @@ async def _answer_retry_or_end(
     current: Session,
     *,
     scope: Sequence[str],
+    by: Actor,
     now: datetime,
     limits: SessionLimits,
 ) -> Session:
@@ -54,7 +57,7 @@ async def _answer_retry_or_end(
     if presented.generation < current.generation and not retried:
         # Committed before refusing: raising inside the transaction would bring the family back.
         async with db.transaction():
-            await lifecycle.end(db, current.id, reason=Reason.REUSE, now=now)
+            await lifecycle.end(db, current.id, reason=Reason.REUSE, by=by, now=now)
         raise RefreshTokenReused(
             detail=f"session {current.id}: generation {presented.generation} came back at {current.generation}"
         )

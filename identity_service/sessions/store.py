@@ -6,7 +6,7 @@ from uuid import UUID
 
 from identity_service.database import Connection, Record
 from identity_service.revocation import Revocable
-from identity_service.sessions import Session
+from identity_service.sessions import EndedSession, Session
 from identity_service.tokens.refresh import RefreshClaims
 
 _SESSION = """
@@ -28,8 +28,8 @@ INSERT = """
     )
     INSERT INTO sessions
         (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at,
-         access_expires_at)
-    SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8, $9 FROM welcome
+         access_expires_at, address, user_agent)
+    SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8, $9, $10, $11 FROM welcome
     RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
               status_index, (SELECT roles FROM welcome) AS roles,
               ARRAY(SELECT unnest(r.scopes) FROM roles AS r, welcome AS u WHERE r.name = ANY(u.roles)) AS role_scopes
@@ -48,12 +48,12 @@ FIND_LIVE = f"""
 """
 REVOKE = """
     UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL
-    RETURNING id, status_index, access_expires_at
+    RETURNING id, user_id, status_index, access_expires_at
 """
 REVOKE_ALL = """
     UPDATE sessions SET revoked_at = $2
      WHERE user_id = $1 AND revoked_at IS NULL AND ($3::uuid IS NULL OR id <> $3)
-    RETURNING id, status_index, access_expires_at
+    RETURNING id, user_id, status_index, access_expires_at
 """
 KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
 # An array, because some plans run the subquery of an IN again, and it skips what it has locked.
@@ -73,6 +73,8 @@ async def insert(
     scope: Sequence[str],
     amr: Sequence[str],
     password_changed_at: datetime,
+    address: str | None,
+    user_agent: str | None,
     now: datetime,
     expires_at: datetime,
     access_expires_at: datetime,
@@ -89,6 +91,8 @@ async def insert(
         now,
         expires_at,
         access_expires_at,
+        address,
+        user_agent,
     )
     return _session(row) if row is not None else None
 
@@ -123,12 +127,12 @@ async def find_live(db: Connection, presented: RefreshClaims, *, now: datetime, 
     return _session(row) if row is not None else None
 
 
-async def revoke(db: Connection, session_id: UUID, *, now: datetime) -> list[Revocable]:
-    return [_revocable(row) for row in await db.fetch(REVOKE, session_id, now)]
+async def revoke(db: Connection, session_id: UUID, *, now: datetime) -> list[EndedSession]:
+    return [_ended(row) for row in await db.fetch(REVOKE, session_id, now)]
 
 
-async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: datetime) -> list[Revocable]:
-    return [_revocable(row) for row in await db.fetch(REVOKE_ALL, user_id, now, keep)]
+async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: datetime) -> list[EndedSession]:
+    return [_ended(row) for row in await db.fetch(REVOKE_ALL, user_id, now, keep)]
 
 
 async def keep_after_password_change(db: Connection, session_id: UUID, *, password_changed_at: datetime) -> None:
@@ -157,5 +161,6 @@ def _session(row: Record) -> Session:
     )
 
 
-def _revocable(row: Record) -> Revocable:
-    return Revocable(str(row["id"]), row["status_index"], row["access_expires_at"])
+def _ended(row: Record) -> EndedSession:
+    revocable = Revocable(str(row["id"]), row["status_index"], row["access_expires_at"])
+    return EndedSession(row["id"], row["user_id"], revocable)

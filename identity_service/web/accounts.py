@@ -7,11 +7,13 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from identity_service import audit
 from identity_service.accounts import User, authentication, registration, store
+from identity_service.audit import Event, Subject
 from identity_service.errors import CurrentPasswordWrong, InvalidCredentials, SignupClosed
 from identity_service.runtime import Runtime
 from identity_service.shell import uuid7
-from identity_service.web.dependencies import Caller, SignedIn, public, runtime_of
+from identity_service.web.dependencies import Caller, SignedIn, actor_of, public, runtime_of
 from identity_service.web.strict_json import StrictRoute
 
 router = APIRouter(route_class=StrictRoute, tags=["Account"])
@@ -84,10 +86,12 @@ async def sign_up(request: Request, response: Response, body: NewUser) -> UserAn
     email = registration.normalise_email(body.email) if body.email is not None else None
     password_hash = await _hash_new(runtime, body.password, username=username, email=email)
     now = runtime.now()
-    async with runtime.database.connection() as db:
-        user = await registration.register(
-            db, uuid7(now), username=username, password_hash=password_hash, email=email, roles=(), now=now
+    by = actor_of(request)
+    user = await runtime.database.transact(
+        lambda db: registration.register(
+            db, uuid7(now), username=username, password_hash=password_hash, email=email, roles=(), by=by, now=now
         )
+    )
     response.headers["Location"] = "/users/me"
     return UserAnswer.of(user)
 
@@ -104,10 +108,18 @@ async def change_me(request: Request, caller: SignedIn, body: AccountChange) -> 
     given = body.model_fields_set
     username = registration.normalise_username(body.username) if "username" in given else None
     email = registration.normalise_email(body.email) if body.email is not None else None
-    async with runtime_of(request).database.connection() as db:
-        user = await registration.update(
-            db, caller.user.id, username=username, change_email="email" in given, email=email
+    runtime = runtime_of(request)
+    user = await runtime.database.transact(
+        lambda db: registration.update(
+            db,
+            caller.user.id,
+            username=username,
+            change_email="email" in given,
+            email=email,
+            by=caller.actor,
+            now=runtime.now(),
         )
+    )
     return UserAnswer.of(user)
 
 
@@ -124,6 +136,7 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
             password_hash=password_hash,
             proved_at=user.password_changed_at,
             keep_session=caller.claims.session_id,
+            by=caller.actor,
             now=runtime.now(),
         )
     )
@@ -134,7 +147,9 @@ async def delete_me(request: Request, caller: SignedIn, body: Deletion) -> None:
     """Delete the account. Its sessions end and its tokens are revoked."""
     runtime = runtime_of(request)
     await _prove_again(runtime, caller, body.current_password)
-    await runtime.database.transact(lambda db: registration.delete(db, caller.user.id, now=runtime.now()))
+    await runtime.database.transact(
+        lambda db: registration.delete(db, caller.user.id, by=caller.actor, now=runtime.now())
+    )
 
 
 async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
@@ -143,6 +158,16 @@ async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
     try:
         await authentication.prove(credentials, password, runtime.passwords)
     except InvalidCredentials as error:
+        async with runtime.database.connection() as db:
+            await audit.record(
+                db,
+                Event.USER_PASSWORD_REJECTED,
+                Subject("user", str(caller.user.id)),
+                by=caller.actor,
+                now=runtime.now(),
+                outcome="failure",
+                reason=error.detail,
+            )
         raise CurrentPasswordWrong(detail=error.detail) from None
 
 

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from fastapi.security import OAuth2PasswordBearer
 
 from identity_service.accounts import User, authentication
+from identity_service.audit import Actor
 from identity_service.runtime import Runtime
 from identity_service.tokens import access
 from identity_service.tokens.access import AccessClaims
@@ -15,6 +16,7 @@ from identity_service.web.problems import BadRequest
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 PUBLIC = "identity_public"
+_USER_AGENT_LENGTH = 256
 
 
 def public(endpoint: Endpoint) -> Endpoint:
@@ -28,12 +30,28 @@ def runtime_of(request: Request) -> Runtime:
     return runtime
 
 
+def actor_of(request: Request) -> Actor:
+    """Return who asks, as far as anybody knows before a credential was proved."""
+    scope = request.scope
+    return Actor(
+        "anonymous",
+        address=scope["identity.address"],
+        user_agent=_clean(request.headers.get("user-agent", "")),
+        request_id=scope["identity.request_id"],
+    )
+
+
+def _clean(unverified_user_agent: str) -> str | None:
+    return "".join(c if c.isprintable() else "?" for c in unverified_user_agent[:_USER_AGENT_LENGTH]) or None
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is asking: the account as it stands now, and what the presented access token claims."""
+    """Who is asking: the account as it stands now, what the presented access token claims, and from where it came."""
 
     user: User
     claims: AccessClaims
+    actor: Actor
 
 
 # Only declares the scheme for OpenAPI, so that Swagger UI's Authorize button logs in; reading it is done below.
@@ -55,7 +73,8 @@ async def signed_in(request: Request, _declared_token: Annotated[str | None, Dep
     )
     async with runtime.database.connection() as db:
         user = await authentication.find_caller(db, claims)
-    return Caller(user, claims)
+    actor = actor_of(request).proved_user(user.id, client_id=claims.client_id, session_id=claims.session_id)
+    return Caller(user, claims, actor)
 
 
 SignedIn = Annotated[Caller, Depends(signed_in)]

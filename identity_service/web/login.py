@@ -18,7 +18,7 @@ from identity_service.runtime import Runtime
 from identity_service.settings import Settings
 from identity_service.tokens import refresh
 from identity_service.web import problems
-from identity_service.web.dependencies import public, runtime_of
+from identity_service.web.dependencies import actor_of, public, runtime_of
 from identity_service.web.problems import BadRequest
 from identity_service.web.revocation import end_session
 from identity_service.web.strict_json import StrictRoute, require_json
@@ -66,7 +66,12 @@ async def login(request: Request, body: LoginBody) -> JSONResponse:
     """Log in. The access token is in the answer, the refresh token only in the cookie."""
     runtime = runtime_of(request)
     issued = await grants.password(
-        runtime, FIRST_PARTY, username=body.username, password=body.password, scope=body.scope
+        runtime,
+        FIRST_PARTY,
+        username=body.username,
+        password=body.password,
+        scope=body.scope,
+        by=actor_of(request),
     )
     return _answer(runtime, issued)
 
@@ -77,7 +82,9 @@ async def refresh_session(request: Request, _: EmptyBody | None = None) -> JSONR
     """Get the next access token for the session in the cookie, and the next cookie."""
     runtime = runtime_of(request)
     try:
-        issued = await grants.refresh_token(runtime, FIRST_PARTY, unverified_token=_cookie(request), scope="")
+        issued = await grants.refresh_token(
+            runtime, FIRST_PARTY, unverified_token=_cookie(request), scope="", by=actor_of(request)
+        )
     except SessionEnded as error:
         problems.note(request, error)
         status, code = problems.STATUS[type(error)]
@@ -99,7 +106,7 @@ async def logout(request: Request, _: EmptyBody | None = None) -> Response:
     except (SessionEnded, TokenRejected):
         pass
     else:
-        await end_session(runtime, claims, Reason.LOGOUT)
+        await end_session(runtime, claims, Reason.LOGOUT, by=actor_of(request))
     answer = Response(status_code=204)
     _clear_cookie(answer, runtime.settings)
     return answer

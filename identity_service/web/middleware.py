@@ -83,6 +83,7 @@ class Edge:
         # Routes answer GET; HEAD is the same without the body (RFC 9110 9.3.2).
         method = "GET" if head else scope["method"]
         own = {"identity.request_id": request_id, "identity.method": scope["method"], **self._cookies_of(scope)}
+        own["identity.address"] = scope["client"][0] if scope.get("client") else None
         scope = {**scope, "method": method, **own}
         status = 500
         begun = False
@@ -182,14 +183,13 @@ class Edge:
             level = logging.DEBUG
         if not log.isEnabledFor(level):
             return
-        client = scope.get("client")
         facts = {
             "request_id": scope["identity.request_id"],
             "method": scope["identity.method"],
             "path": scope["path"],
             "status": status,
             "duration_ms": round((time.perf_counter() - started) * 1000, 2),
-            "client": client[0] if client else None,
+            "client": scope["identity.address"],
         }
         if "identity.error" in scope:
             facts |= {"error": scope["identity.error"], "detail": scope["identity.detail"]}

@@ -22,8 +22,10 @@ ERRORS: dict[type[IdentityError], str] = {
     errors.SessionEnded: "invalid_grant",
     errors.RefreshTokenReused: "invalid_grant",
     errors.ClientRejected: "invalid_client",
+    errors.ClientNotAllowed: "unauthorized_client",
     errors.GrantNotOffered: "unsupported_grant_type",
     errors.ScopeRejected: "invalid_scope",
+    errors.Throttled: "slow_down",
     errors.Unavailable: "temporarily_unavailable",
     errors.DatabaseUnavailable: "temporarily_unavailable",
     errors.KeysUnavailable: "temporarily_unavailable",
@@ -148,6 +150,9 @@ def _refused(request: Request, error: IdentityError) -> JSONResponse:
     status = 400
     if isinstance(error, errors.Unavailable):
         status = 503
+        headers["Retry-After"] = str(error.retry_after)
+    elif isinstance(error, errors.Throttled):
+        status = 429
         headers["Retry-After"] = str(error.retry_after)
     elif isinstance(error, errors.ClientRejected):
         status = 401

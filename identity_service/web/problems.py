@@ -30,6 +30,12 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.RoleBuiltIn: (409, "role_built_in"),
     errors.RoleInUse: (409, "role_in_use"),
     errors.RoleRejected: (422, "role_rejected"),
+    errors.LastAdministrator: (409, "last_administrator"),
+    errors.ClientNotFound: (404, "client_not_found"),
+    errors.ClientTaken: (409, "client_taken"),
+    errors.ClientNotAllowed: (400, "unauthorized_client"),
+    errors.SessionNotFound: (404, "session_not_found"),
+    errors.Throttled: (429, "too_many_attempts"),
     errors.TokenRejected: (401, "invalid_token"),
     errors.SessionEnded: (401, "session_ended"),
     errors.RefreshTokenReused: (401, "session_ended"),
@@ -117,7 +123,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     status, code = STATUS[type(error)]
     headers = {}
     more = {}
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.Unavailable | errors.Throttled):
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.TokenRejected):
         headers["WWW-Authenticate"] = (

@@ -5,6 +5,7 @@ from contextlib import suppress
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from identity_service.audit import Actor
 from identity_service.errors import TokenRejected
 from identity_service.revocation.revoking import Reason
 from identity_service.runtime import Runtime
@@ -13,7 +14,7 @@ from identity_service.tokens import access, refresh
 from identity_service.tokens.access import AccessClaims
 from identity_service.tokens.refresh import RefreshClaims
 from identity_service.web import oauth
-from identity_service.web.dependencies import public, runtime_of
+from identity_service.web.dependencies import actor_of, public, runtime_of
 
 router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
 
@@ -28,13 +29,16 @@ async def revoke(request: Request) -> JSONResponse:
     client = oauth.identify_client(request, form)
     claims = _read(runtime, unverified_token)
     if claims is not None and claims.client_id == client.client_id:
-        await end_session(runtime, claims, Reason.REVOKED)
+        await end_session(runtime, claims, Reason.REVOKED, by=actor_of(request))
     return JSONResponse({}, headers=oauth.NO_STORE)
 
 
-async def end_session(runtime: Runtime, claims: AccessClaims | RefreshClaims, reason: Reason) -> None:
+async def end_session(runtime: Runtime, claims: AccessClaims | RefreshClaims, reason: Reason, *, by: Actor) -> None:
     """End the session that a verified token names, whatever its generation."""
-    await runtime.database.transact(lambda db: lifecycle.end(db, claims.session_id, reason=reason, now=runtime.now()))
+    by = by.proved_user(claims.subject, client_id=claims.client_id, session_id=claims.session_id)
+    await runtime.database.transact(
+        lambda db: lifecycle.end(db, claims.session_id, reason=reason, by=by, now=runtime.now())
+    )
 
 
 def _read(runtime: Runtime, unverified_token: str) -> AccessClaims | RefreshClaims | None:

@@ -6,16 +6,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from identity_service import grants
+from identity_service.audit import Actor
 from identity_service.clients import Client
 from identity_service.errors import GrantNotOffered
 from identity_service.grants import IssuedTokens
 from identity_service.runtime import Runtime
 from identity_service.web import oauth
-from identity_service.web.dependencies import public, runtime_of
+from identity_service.web.dependencies import actor_of, public, runtime_of
 
 router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
 
-Grant = Callable[[Runtime, Client, Mapping[str, str]], Awaitable[IssuedTokens]]
+Grant = Callable[[Runtime, Client, Mapping[str, str], Actor], Awaitable[IssuedTokens]]
 
 
 @router.post("/token", openapi_extra=oauth.form_schema("grant_type", "username", "password", "refresh_token", "scope"))
@@ -29,7 +30,7 @@ async def token(request: Request) -> JSONResponse:
     grant = offered_grants(runtime).get(grant_type)
     if grant is None:
         raise GrantNotOffered
-    return _answer(await grant(runtime, client, form))
+    return _answer(await grant(runtime, client, form, actor_of(request)))
 
 
 def offered_grants(runtime: Runtime) -> dict[str, Grant]:
@@ -39,14 +40,16 @@ def offered_grants(runtime: Runtime) -> dict[str, Grant]:
     return GRANTS
 
 
-async def _password(runtime: Runtime, client: Client, form: Mapping[str, str]) -> IssuedTokens:
+async def _password(runtime: Runtime, client: Client, form: Mapping[str, str], by: Actor) -> IssuedTokens:
     username, password = oauth.require(form, "username"), oauth.require(form, "password")
-    return await grants.password(runtime, client, username=username, password=password, scope=form.get("scope", ""))
+    scope = form.get("scope", "")
+    return await grants.password(runtime, client, username=username, password=password, scope=scope, by=by)
 
 
-async def _refresh_token(runtime: Runtime, client: Client, form: Mapping[str, str]) -> IssuedTokens:
+async def _refresh_token(runtime: Runtime, client: Client, form: Mapping[str, str], by: Actor) -> IssuedTokens:
     unverified_token = oauth.require(form, "refresh_token")
-    return await grants.refresh_token(runtime, client, unverified_token=unverified_token, scope=form.get("scope", ""))
+    scope = form.get("scope", "")
+    return await grants.refresh_token(runtime, client, unverified_token=unverified_token, scope=scope, by=by)
 
 
 GRANTS: dict[str, Grant] = {"password": _password, "refresh_token": _refresh_token}

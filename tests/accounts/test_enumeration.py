@@ -30,7 +30,7 @@ async def by_login(api: Api, username: str, password: str) -> httpx2.Response:
 CASES = {
     "unknown": ("nobody", WRONG),
     "unknown, with a password that somebody has": ("nobody", PASSWORD),
-    "wrong password": ("alice", WRONG),
+    "wrong_password": ("alice", WRONG),
     "wrong password in capitals": ("ALICE", WRONG),
     "administrator": ("root", WRONG),
     "disabled": ("bob", WRONG),
@@ -139,7 +139,7 @@ def cost_of(step: str) -> int:
 async def test_a_refused_login_takes_as_long_for_nobody_as_for_somebody(start_api: StartApi):
     """F57: interleaved, so that whatever else the machine does meets all of them alike. The threshold is generous."""
     asked = {
-        name: CASES[name] for name in ("unknown", "wrong password", "disabled", "disabled, with the right password")
+        name: CASES[name] for name in ("unknown", "wrong_password", "disabled", "disabled, with the right password")
     }
     asked |= {"no name": IMPOSSIBLE["no name"]}
     durations: dict[str, list[float]] = defaultdict(list)
@@ -175,7 +175,7 @@ async def test_the_log_may_know_what_the_answer_hides(api, caplog):
     """An operator has to see which of the reasons it was; the caller's text is one for all."""
     await people(api)
     caplog.set_level("INFO", logger="identity_service.request")
-    for name in ("unknown", "wrong password", "disabled, with the right password"):
+    for name in ("unknown", "wrong_password", "disabled, with the right password"):
         await by_token(api, *CASES[name])
     details = [vars(record)["detail"] for record in caplog.records if "detail" in vars(record)]
-    assert details == ["unknown user", "wrong password", "disabled"]
+    assert details == ["unknown_user", "wrong_password", "disabled"]

@@ -15,25 +15,31 @@ from identity_service.errors import (
     RoleTaken,
     UserNotFound,
 )
-from tests.conftest import START, Api
+from tests.conftest import START, TESTER, Api
 
 
 async def create(api: Api, name: str = "clerk", scope: str = "orders:read orders:write") -> None:
-    await api.database.transact(lambda db: roles.create(db, name, scope=scope, now=START))
+    await api.database.transact(lambda db: roles.create(db, name, scope=scope, by=TESTER, now=START))
 
 
 async def change(
     api: Api, rule: Callable[..., Awaitable[User]], username: str, role: str, *, end_sessions: bool = False
 ) -> User:
-    return await api.database.transact(lambda db: rule(db, username, role, end_sessions=end_sessions, now=api.clock()))
+    return await api.database.transact(
+        lambda db: rule(db, username, role, end_sessions=end_sessions, by=TESTER, now=api.clock())
+    )
 
 
 @pytest.mark.parametrize("name", ["", "Clerk", "1st", "two words", "a,b", "x" * 65, "naïve", "a\n", "\udcff", "a\0"])
 async def test_a_role_with_an_impossible_name_is_refused_and_never_found(api, name):
     async with api.database.connection() as db:
         with pytest.raises(RoleRejected):
-            await roles.create(db, name, scope="", now=START)
-        for refused in (roles.find(db, name), roles.set_scopes(db, name, scope=""), roles.delete(db, name)):
+            await roles.create(db, name, scope="", by=TESTER, now=START)
+        for refused in (
+            roles.find(db, name),
+            roles.set_scopes(db, name, scope="", by=TESTER, now=START),
+            roles.delete(db, name, by=TESTER, now=START),
+        ):
             with pytest.raises(RoleNotFound):
                 await refused
         with pytest.raises(RoleNotFound):
@@ -48,9 +54,9 @@ async def test_a_role_cannot_give_what_is_no_scope(api, scope):
     await create(api)
     async with api.database.connection() as db:
         with pytest.raises(RoleRejected, match="at most 64 scopes"):
-            await roles.create(db, "other", scope=scope, now=START)
+            await roles.create(db, "other", scope=scope, by=TESTER, now=START)
         with pytest.raises(RoleRejected, match="at most 64 scopes"):
-            await roles.set_scopes(db, "clerk", scope=scope)
+            await roles.set_scopes(db, "clerk", scope=scope, by=TESTER, now=START)
         assert (await roles.find(db, "clerk")).scopes == ("orders:read", "orders:write")
 
 
@@ -58,7 +64,7 @@ async def test_scopes_between_commas_are_not_taken_for_one(api):
     """It would be a scope that no service ever asks for."""
     async with api.database.connection() as db:
         with pytest.raises(RoleRejected, match="not by commas"):
-            await roles.create(db, "clerk", scope="orders:read,orders:write", now=START)
+            await roles.create(db, "clerk", scope="orders:read,orders:write", by=TESTER, now=START)
 
 
 @pytest.mark.parametrize("scope", ["identity:admin", "orders:read identity:anything", "identity:"])
@@ -67,17 +73,17 @@ async def test_no_other_role_can_give_what_belongs_to_this_service(api, scope):
     await create(api)
     async with api.database.connection() as db:
         with pytest.raises(RoleRejected, match="belong to this service"):
-            await roles.create(db, "other", scope=scope, now=START)
+            await roles.create(db, "other", scope=scope, by=TESTER, now=START)
         with pytest.raises(RoleRejected, match="belong to this service"):
-            await roles.set_scopes(db, "clerk", scope=scope)
+            await roles.set_scopes(db, "clerk", scope=scope, by=TESTER, now=START)
 
 
 async def test_the_built_in_role_cannot_be_created_changed_or_deleted(api):
     async with api.database.connection() as db:
         for refused in (
-            roles.create(db, "admin", scope="", now=START),
-            roles.set_scopes(db, "admin", scope=""),
-            roles.delete(db, "admin"),
+            roles.create(db, "admin", scope="", by=TESTER, now=START),
+            roles.set_scopes(db, "admin", scope="", by=TESTER, now=START),
+            roles.delete(db, "admin", by=TESTER, now=START),
         ):
             with pytest.raises(RoleBuiltIn):
                 await refused
@@ -142,11 +148,11 @@ async def test_a_role_that_users_have_is_not_deleted(api, alice, bob):
     for username, says in (("alice", "1 user has this role."), ("bob", "2 users have this role.")):
         await change(api, roles.grant, username, "clerk")
         with pytest.raises(RoleInUse) as refused:
-            await api.database.transact(lambda db: roles.delete(db, "clerk"))
+            await api.database.transact(lambda db: roles.delete(db, "clerk", by=TESTER, now=START))
         assert refused.value.text == says
     for username in ("alice", "bob"):
         await change(api, roles.revoke, username, "clerk")
-    await api.database.transact(lambda db: roles.delete(db, "clerk"))
+    await api.database.transact(lambda db: roles.delete(db, "clerk", by=TESTER, now=START))
     assert await api.scalar("SELECT count(*) FROM roles") == 0
 
 
@@ -158,7 +164,7 @@ async def test_nobody_is_given_a_role_while_it_is_deleted(api, alice):
             break
         await create(api)
         granting = change(api, roles.grant, "alice", "clerk")
-        deleting = api.database.transact(lambda db: roles.delete(db, "clerk"))
+        deleting = api.database.transact(lambda db: roles.delete(db, "clerk", by=TESTER, now=START))
         both = [granting, deleting] if attempt % 2 else [deleting, granting]
         refused = [type(error) for error in await asyncio.gather(*both, return_exceptions=True)]
         outcomes |= {error for error in refused if issubclass(error, IdentityError)}

@@ -84,6 +84,10 @@ def test_users_create_show_disable_enable_delete(command: Command):
     assert created.code == 0
     user = json.loads(created.out)
     assert (user["username"], user["roles"], user["disabled_at"]) == ("alice", ["admin"], None)
+    for verb in ("disable", "delete"):
+        refused = command("users", verb, "alice")
+        assert (refused.code, refused.err[:40]) == (4, "identity-service: This is the last admini"[:40])
+    command("users", "create", "root", "--password-stdin", "--role", "admin", stdin=PASSWORD)
     assert json.loads(command("users", "show", "alice", "--json").out) == user
     assert json.loads(command("users", "disable", "alice", "--json").out)["disabled_at"]
     assert json.loads(command("users", "enable", "ALICE", "--json").out) == user
@@ -162,6 +166,8 @@ def test_roles_grant_and_revoke(command: Command):
     assert (in_use.code, in_use.err) == (4, "identity-service: 1 user has this role.\n")
     granted = command("roles", "grant", "alice", "admin", "--end-sessions")
     assert (granted.code, granted.out) == (0, "alice has clerk, admin.\nTheir sessions have ended.\n")
+    assert command("roles", "revoke", "alice", "admin").code == 4, "the last administrator"
+    command("users", "create", "root", "--password-stdin", "--role", "admin", stdin=PASSWORD)
     assert command("roles", "revoke", "alice", "admin").out == f"alice has clerk.\n{later}"
     for _ in range(2):
         revoked = command("roles", "revoke", "alice", "clerk", "--end-sessions")

@@ -15,7 +15,7 @@ from identity_service.database import Connection
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import TokenLifetimes
 from identity_service.tokens import jws
-from tests.conftest import bearer
+from tests.conftest import TESTER, bearer
 from tests.examples.conftest import Beside, StartExample
 
 
@@ -29,8 +29,8 @@ def todos(start_example: StartExample) -> Beside:
     async def prepare(db: Connection) -> None:
         now = datetime.now(UTC)
         for username, role in (("emma", "editor"), ("rita", "reader")):
-            await roles.create(db, role, scope="todos:read", now=now)
-            await roles.grant(db, username, role, end_sessions=False, now=now)
+            await roles.create(db, role, scope="todos:read", by=TESTER, now=now)
+            await roles.grant(db, username, role, end_sessions=False, by=TESTER, now=now)
 
     todos.change(prepare)
     return todos

@@ -12,7 +12,7 @@ import pytest
 from identity_service import grants
 from identity_service.accounts import registration
 from identity_service.clients import FIRST_PARTY
-from tests.conftest import Api, StartApi
+from tests.conftest import TESTER, Api, StartApi
 
 
 def claims_of(token: str) -> dict[str, object]:
@@ -26,7 +26,9 @@ async def test_sixty_four_simultaneous_refreshes_share_one_successor_for_twenty_
     token = (await alice.log_in())["refresh_token"]
 
     async def refresh(unverified_token: str) -> str:
-        issued = await grants.refresh_token(api.runtime, FIRST_PARTY, unverified_token=unverified_token, scope="")
+        issued = await grants.refresh_token(
+            api.runtime, FIRST_PARTY, unverified_token=unverified_token, scope="", by=TESTER
+        )
         return issued.refresh_token
 
     for _ in range(20):
@@ -190,7 +192,7 @@ async def test_after_disabling_returns_no_refresh_succeeds(api, alice, clock):
     """Refreshes race the disabling over real connections; none that starts after it is answered."""
     tokens = [(await alice.log_in())["refresh_token"] for _ in range(8)]
     racing = [asyncio.create_task(api.refresh(token)) for token in tokens for _ in range(4)]
-    await api.database.transact(lambda db: registration.disable(db, "alice", now=clock()))
+    await api.database.transact(lambda db: registration.disable(db, "alice", by=TESTER, now=clock()))
     late = await asyncio.gather(*(api.refresh(token) for token in tokens))
     early = await asyncio.gather(*racing)
     assert {answer.status_code for answer in late} == {400}
@@ -212,6 +214,7 @@ async def test_a_refresh_that_waits_for_a_password_change_in_its_own_session_goe
             password_hash="another",
             proved_at=password_changed_at,
             keep_session=UUID(str(claims_of(tokens["refresh_token"])["sid"])),
+            by=TESTER,
             now=clock(),
         )
         refresh = asyncio.create_task(api.refresh(tokens["refresh_token"]))
@@ -226,7 +229,7 @@ async def test_a_login_that_a_disabling_overtakes_leaves_no_session(api, alice, 
     async with api.database.connection() as db:
         transaction = db.transaction()
         await transaction.start()
-        await registration.disable(db, "alice", now=clock())
+        await registration.disable(db, "alice", by=TESTER, now=clock())
         login = asyncio.create_task(api.token(grant_type="password", username="alice", password=alice.password))
         done, _ = await asyncio.wait([login], timeout=0.3)
         assert not done, "the login waits for the account's row"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from identity_service.accounts import registration
-from tests.conftest import Account, Api, StartApi
+from tests.conftest import TESTER, Account, Api, StartApi
 
 IDLE = timedelta(days=14)
 ABSOLUTE = timedelta(days=30)
@@ -103,14 +103,14 @@ class Sessions(RuleBasedStateMachine):
     @rule()
     def disable(self) -> None:
         """Every session ends, and stays ended when the account is opened again."""
-        self._transact(registration.disable, now=self.api.clock())
+        self._transact(registration.disable, by=TESTER, now=self.api.clock())
         self.welcome = False
         for model in self.models:
             model.alive = False
 
     @rule()
     def enable(self) -> None:
-        self._transact(registration.enable)
+        self._transact(registration.enable, by=TESTER, now=self.api.clock())
         self.welcome = True
 
     def _transact(self, change, **facts) -> None:

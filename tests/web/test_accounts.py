@@ -11,7 +11,7 @@ import pytest
 
 from identity_service.accounts import registration
 from identity_service.errors import UserNotFound
-from tests.conftest import PASSWORD, Account, Api, bearer
+from tests.conftest import PASSWORD, START, TESTER, Account, Api, bearer
 from tests.web.answers import problem, seen
 
 NEW_PASSWORD = "purple elephants dance at dusk"
@@ -635,4 +635,6 @@ async def test_an_account_that_is_gone_by_now_is_not_changed(api):
     """Deleted between the look at the token and the change."""
     async with api.database.connection() as db:
         with pytest.raises(UserNotFound):
-            await registration.update(db, uuid4(), username="nobody", change_email=False, email=None)
+            await registration.update(
+                db, uuid4(), username="nobody", change_email=False, email=None, by=TESTER, now=START
+            )

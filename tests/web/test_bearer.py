@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from identity_service.accounts import registration
-from tests.conftest import Account, Api, StartApi, bearer
+from tests.conftest import TESTER, Account, Api, StartApi, bearer
 from tests.web.answers import problem, seen
 
 BARE = 'Bearer realm="identity"'
@@ -193,7 +193,7 @@ async def list_its_session_as_revoked(api: Api, _: Account, __: str) -> None:
 
 
 async def disable(api: Api, alice: Account, _: str) -> None:
-    await api.database.transact(lambda db: registration.disable(db, alice.username, now=api.clock()))
+    await api.database.transact(lambda db: registration.disable(db, alice.username, by=TESTER, now=api.clock()))
 
 
 async def disable_behind_our_back(api: Api, _: Account, __: str) -> None:

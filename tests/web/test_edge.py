@@ -598,7 +598,7 @@ async def test_each_request_is_one_line_that_says_what_happened_and_not_what_was
             "path": "/token",
             "status": 400,
             "error": "InvalidCredentials",
-            "detail": "wrong password",
+            "detail": "wrong_password",
         },
         common | {"method": "HEAD", "path": "/", "status": 200},
     ]
@@ -667,7 +667,7 @@ async def test_a_hostile_username_reaches_no_log_line(api, log_lines, hostile):
 SAID = {
     "password": "quiet violet harbour lanterns",
     "next password": "purple elephants dance at dusk",
-    "wrong password": "seven wrong words for a login",
+    "wrong_password": "seven wrong words for a login",
     "short password": "hunter2-hunter",
     "email": "somebody.private@example.com",
     "query": "something-in-the-query",
@@ -693,10 +693,10 @@ async def whole_flow(api: Api) -> list[httpx2.Response]:
     await ask("POST", "/users", json=person | {"email": SAID["email"]})
     await ask("POST", "/users", json=person)
     await ask("POST", "/users", json=person | {"password": SAID["short password"]})
-    await ask("POST", "/users", json=person | {"password": [SAID["wrong password"]], "x": SAID["next password"]})
+    await ask("POST", "/users", json=person | {"password": [SAID["wrong_password"]], "x": SAID["next password"]})
     await ask("POST", "/users", content=json.dumps(person).encode()[:-1], headers={"Content-Type": "application/json"})
     tokens = (await ask("POST", "/token", data={"grant_type": "password"} | person)).json()
-    await ask("POST", "/token", data={"grant_type": "password"} | person | {"password": SAID["wrong password"]})
+    await ask("POST", "/token", data={"grant_type": "password"} | person | {"password": SAID["wrong_password"]})
     await ask("POST", "/token", data=person, headers={"Authorization": f"Basic {SAID['basic']}"})
     await ask("POST", "/token", data={"grant_type": "password", "client_secret": SAID["client secret"]} | person)
     await ask("POST", f"/token?client_secret={SAID['query']}", data={"grant_type": "password"} | person)
@@ -705,7 +705,7 @@ async def whole_flow(api: Api) -> list[httpx2.Response]:
     await ask("GET", "/users/me", headers=bearer(tokens["access_token"]))
     await ask("GET", f"/nowhere?password={SAID['query']}", headers={"Cookie": f"session={SAID['reset']}"})
     await ask("POST", "/login", json=person, headers=origin)
-    await ask("POST", "/login", json=person | {"password": SAID["wrong password"]}, headers=origin)
+    await ask("POST", "/login", json=person | {"password": SAID["wrong_password"]}, headers=origin)
     await ask("POST", "/login", json=person)
     await ask("POST", "/refresh", json={}, headers=origin)
     await ask("POST", "/refresh", json={"refresh_token": tokens["refresh_token"]}, headers=origin)
@@ -717,7 +717,7 @@ async def whole_flow(api: Api) -> list[httpx2.Response]:
     await ask("POST", "/token", data=form | {"refresh_token": tokens["access_token"]})
     token = (await ask("POST", "/token", data={"grant_type": "password"} | person)).json()["access_token"]
     api.clock.advance(seconds=1)
-    change = {"current_password": SAID["wrong password"], "new_password": SAID["next password"]}
+    change = {"current_password": SAID["wrong_password"], "new_password": SAID["next password"]}
     await ask("PUT", "/users/me/password", json=change, headers=bearer(token))
     await ask("PUT", "/users/me/password", json=change | {"current_password": SAID["password"]}, headers=bearer(token))
     await ask("PATCH", "/users/me", json={"email": SAID["email"], "username": "bob"}, headers=bearer(token))

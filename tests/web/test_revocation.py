@@ -20,7 +20,7 @@ from identity_service.accounts import registration
 from identity_service.app import _prune
 from identity_service.sessions import lifecycle
 from identity_service.tokens import access, refresh
-from tests.conftest import ISSUER, START, Account, Api, StartApi, bearer
+from tests.conftest import ISSUER, START, TESTER, Account, Api, StartApi, bearer
 
 FORM = "application/x-www-form-urlencoded"
 Tokens = dict[str, Any]
@@ -488,7 +488,7 @@ async def test_a_session_that_is_over_is_still_revoked_when_its_account_is_disab
     tokens = await alice.log_in()
     clock.advance(days=31)
     async with api.database.connection() as db, db.transaction():
-        await registration.disable(db, "alice", now=clock())
+        await registration.disable(db, "alice", by=TESTER, now=clock())
     session_id = jwt.decode(tokens["access_token"], options={"verify_signature": False})["sid"]
     assert await api.scalar("SELECT jti FROM revoked_tokens WHERE reason = 'disabled'") == session_id
     assert await api.scalar("SELECT expires_at FROM revoked_tokens") > clock()

@@ -157,13 +157,17 @@ NEVER_AT_OAUTH = {
     errors.ConfigurationError,
     errors.CurrentPasswordWrong,
     errors.EmailRejected,
+    errors.ClientNotFound,
+    errors.ClientTaken,
     errors.KeyNotFound,
+    errors.LastAdministrator,
     errors.PasswordRejected,
     errors.RoleBuiltIn,
     errors.RoleInUse,
     errors.RoleNotFound,
     errors.RoleRejected,
     errors.RoleTaken,
+    errors.SessionNotFound,
     errors.SignupClosed,
     errors.TokenRejected,
     errors.UserNotFound,
@@ -198,6 +202,7 @@ def test_every_error_that_a_grant_can_raise_has_a_name_in_rfc_6749():
         "invalid_client",
         "invalid_grant",
         "unauthorized_client",
+        "slow_down",
         "unsupported_grant_type",
         "invalid_scope",
         "temporarily_unavailable",
@@ -240,6 +245,8 @@ def made(error: type[IdentityError], detail: str) -> IdentityError:
         return error("too_short", "told")
     if issubclass(error, errors.TokenRejected):
         return error("malformed", detail)
+    if issubclass(error, errors.Throttled):
+        return error(detail=detail, retry_after=1)
     return error(detail=detail)
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from identity_service.accounts import registration
 from identity_service.tokens import refresh as refresh_tokens
-from tests.conftest import ISSUER, PASSWORD, START, Account, Api, StartApi, bearer
+from tests.conftest import ISSUER, PASSWORD, START, TESTER, Account, Api, StartApi, bearer
 
 FORM = "application/x-www-form-urlencoded"
 LOGIN = {"grant_type": "password", "username": "alice", "password": PASSWORD}
@@ -858,12 +858,12 @@ Ending = Callable[[Api, Account, dict[str, Any]], Awaitable[None]]
 
 
 async def disable(api: Api, alice: Account, _: dict[str, Any]) -> None:
-    await api.database.transact(lambda db: registration.disable(db, alice.username, now=api.clock()))
+    await api.database.transact(lambda db: registration.disable(db, alice.username, by=TESTER, now=api.clock()))
 
 
 async def disable_and_enable_again(api: Api, alice: Account, tokens: dict[str, Any]) -> None:
     await disable(api, alice, tokens)
-    await api.database.transact(lambda db: registration.enable(db, alice.username))
+    await api.database.transact(lambda db: registration.enable(db, alice.username, by=TESTER, now=api.clock()))
 
 
 async def disable_behind_our_back(api: Api, _: Account, __: dict[str, Any]) -> None:

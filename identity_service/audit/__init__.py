@@ -1,0 +1,121 @@
+"""What happened: who did what to whom, from where, and what came of it. Append-only.
+
+`record` is called within the transaction that does what it records, by the rule that does it. `chain` links what was
+committed by hashes, so that a change of the past shows. Logs are something else: they may be lost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+from identity_service.audit import store
+from identity_service.database import Connection
+
+
+class Event(StrEnum):
+    """The names of what is recorded: `noun.verb`. They are stable."""
+
+    USER_CREATED = "user.created"
+    USER_UPDATED = "user.updated"
+    USER_DISABLED = "user.disabled"
+    USER_ENABLED = "user.enabled"
+    USER_DELETED = "user.deleted"
+    USER_ROLES_CHANGED = "user.roles_changed"
+    USER_UNLOCKED = "user.unlocked"
+    USER_LOGIN = "user.login"
+    USER_PASSWORD_CHANGED = "user.password_changed"  # noqa: S105 - a name, not a secret
+    USER_PASSWORD_REJECTED = "user.password_rejected"  # noqa: S105
+    USER_PASSWORD_RESET_STARTED = "user.password_reset_started"  # noqa: S105
+    USERS_IMPORTED = "users.imported"
+    USERS_EXPORTED = "users.exported"
+    SESSION_ENDED = "session.ended"
+    ROLE_CREATED = "role.created"
+    ROLE_UPDATED = "role.updated"
+    ROLE_DELETED = "role.deleted"
+    CLIENT_CREATED = "client.created"
+    CLIENT_UPDATED = "client.updated"
+    CLIENT_SECRET_ROTATED = "client.secret_rotated"  # noqa: S105
+    CLIENT_DISABLED = "client.disabled"
+    CLIENT_ENABLED = "client.enabled"
+    CLIENT_DELETED = "client.deleted"
+    CLIENT_LOGIN = "client.login"
+    CLIENT_TOKEN_REVOKED = "client.token_revoked"  # noqa: S105
+    KEY_ROTATED = "key.rotated"
+    KEY_REVOKED = "key.revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something, and from where.
+
+    Args:
+        kind: `anonymous` until a credential was proved; `operator` is whoever has the command line; `service` is this
+            service by itself.
+        id: of the user (a UUID), the client, or the operator's account on their machine.
+        address: of the other end, as far as proxies that we trust tell it.
+    """
+
+    kind: Literal["anonymous", "user", "client", "operator", "service"]
+    id: str | None = None
+    client_id: str | None = None
+    session_id: UUID | None = None
+    address: str | None = None
+    user_agent: str | None = None
+    request_id: str | None = None
+
+    def proved_user(self, user_id: UUID, *, client_id: str, session_id: UUID | None = None) -> "Actor":
+        """Return the same at the moment when it turned out to be a user."""
+        return replace(self, kind="user", id=str(user_id), client_id=client_id, session_id=session_id)
+
+    def proved_client(self, client_id: str) -> "Actor":
+        return replace(self, kind="client", id=client_id, client_id=client_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who or what it was done to."""
+
+    kind: Literal["user", "client", "role", "session", "key"]
+    id: str
+
+
+async def record(
+    db: Connection,
+    event: Event,
+    subject: Subject | None,
+    *,
+    by: Actor,
+    now: datetime,
+    outcome: Literal["success", "failure"] = "success",
+    reason: str | None = None,
+    session_ids: tuple[UUID, ...] = (),
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Write down what is being done. Call within the transaction that does it.
+
+    Args:
+        reason: a stable word, when the event alone does not say why.
+        session_ids: one event for each of these sessions; without any, one event with the actor's own.
+        details: values of JSON that say what changed. Never a secret, and never text that nobody has checked: people
+            type passwords where usernames belong.
+    """
+    await store.insert(
+        db,
+        session_ids or (by.session_id,),
+        occurred_at=now,
+        event=event.value,
+        outcome=outcome,
+        reason=reason,
+        actor_kind=by.kind,
+        actor_id=by.id,
+        subject_kind=subject.kind if subject is not None else None,
+        subject_id=subject.id if subject is not None else None,
+        client_id=by.client_id,
+        address=by.address,
+        user_agent=by.user_agent,
+        request_id=by.request_id,
+        details=dict(details or {}),
+    )
