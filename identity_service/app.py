@@ -19,6 +19,7 @@ from identity_service import logs
 from identity_service import settings as configuration
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
+from identity_service.audit import chain
 from identity_service.database import open_database
 from identity_service.errors import DatabaseUnavailable
 from identity_service.revocation import CHANNEL
@@ -39,6 +40,8 @@ KEYRING_POLL_SECONDS = 2.0
 PRUNE_SECONDS = 60.0
 PRUNE_PAUSE_SECONDS = 0.1
 LEARN_SECONDS = 10.0
+CHAIN_SECONDS = 1.0
+PARTITION_SECONDS = 3600.0
 LOOK_SECONDS = 0.5
 LISTEN_AGAIN_SECONDS = 1.0
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -73,7 +76,9 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 listening = _repeating(LISTEN_AGAIN_SECONDS, lambda: database.listen(CHANNEL, heard.set))
                 looking = _repeating(0, lambda: _look(runtime, heard))
                 learning = _repeating(LEARN_SECONDS, lambda: _learn(runtime))
-                async with tending, pruning, listening, looking, learning:
+                chaining = _repeating(CHAIN_SECONDS, lambda: _chain(runtime))
+                partitioning = _repeating(PARTITION_SECONDS, lambda: _partition(runtime))
+                async with tending, pruning, listening, looking, learning, chaining, partitioning:
                     yield
         finally:
             passwords.close()
@@ -172,6 +177,21 @@ async def _prune(runtime: Runtime) -> None:
         if went < lifecycle.PRUNE_BATCH:
             return
         await asyncio.sleep(PRUNE_PAUSE_SECONDS)
+
+
+async def _chain(runtime: Runtime) -> None:
+    while await runtime.database.transact(chain.lengthen) == chain.BATCH:
+        pass
+
+
+async def _partition(runtime: Runtime) -> None:
+    now, retention = runtime.now(), runtime.settings.audit_retention
+    async with runtime.database.connection() as db:
+        if not await chain.add_partitions(db, now=now):
+            log.warning("audit.partition_missing")
+    if retention:
+        for name in await runtime.database.transact(lambda db: chain.drop_partitions(db, older_than=now - retention)):
+            log.info("audit.partition_dropped", extra={"partition": name})
 
 
 async def _learn(runtime: Runtime) -> None:

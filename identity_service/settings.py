@@ -47,6 +47,7 @@ def _words(value: object) -> object:
 
 Lifetime = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=timedelta(days=3650))]
 Window = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0), le=timedelta(days=365))]
+Retention = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0), le=timedelta(days=36500))]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Switch = Literal["on", "off"]
 
@@ -84,6 +85,8 @@ class Settings(BaseModel):
     refresh_lifetime: Lifetime = timedelta(days=14)
     session_lifetime: Lifetime = timedelta(days=30)
     refresh_retry_window: Window = timedelta(seconds=30)
+
+    audit_retention: Retention = timedelta(days=400)
 
     signup: Literal["open", "closed"] = "open"
     password_grant: Switch = "on"  # noqa: S105 - a switch, not a secret

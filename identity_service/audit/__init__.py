@@ -1,7 +1,8 @@
 """What happened: who did what to whom, from where, and what came of it. Append-only.
 
-`record` is called within the transaction that does what it records, by the rule that does it. `chain` links what was
-committed by hashes, so that a change of the past shows. Logs are something else: they may be lost.
+`record` is called within the transaction that does what it records, by the rule that does it; `list_events` reads.
+`chain` links what was committed by hashes, so that a change of the past shows. Logs are something else: they may be
+lost.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from identity_service.audit import store
+from identity_service.audit.events import EventFilter, RecordedEvent
 from identity_service.database import Connection
 
 
@@ -43,6 +45,7 @@ class Event(StrEnum):
     CLIENT_DELETED = "client.deleted"
     CLIENT_LOGIN = "client.login"
     CLIENT_TOKEN_REVOKED = "client.token_revoked"  # noqa: S105
+    AUDIT_EXPORTED = "audit.exported"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
 
@@ -119,3 +122,14 @@ async def record(
         request_id=by.request_id,
         details=dict(details or {}),
     )
+
+
+async def list_events(
+    db: Connection, wanted: EventFilter, *, before_id: int | None = None, limit: int
+) -> list[RecordedEvent]:
+    """Return the newest events that match, newest first.
+
+    Args:
+        before_id: only events older than this one.
+    """
+    return await store.list_before(db, wanted, before_id=before_id, limit=limit)

@@ -32,7 +32,7 @@ EXIT_CODES: dict[type[IdentityError], int] = {
 """What is not listed exits with 1."""
 
 COMMANDS = ("serve", "migrate", "healthcheck")
-NOUNS = ("keys", "users", "roles", "config")
+NOUNS = ("keys", "users", "roles", "audit", "config")
 
 
 def assemble(typed: str) -> typer.Typer:

@@ -36,6 +36,21 @@ def upgrade() -> None:
         ) PARTITION BY RANGE (occurred_at)
     """)
     op.execute("CREATE TABLE audit_events_default PARTITION OF audit_events DEFAULT")
+    op.execute("""
+        DO $$
+        DECLARE
+            month timestamptz := date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC';
+            following timestamptz;
+        BEGIN
+            FOR _ IN 1..2 LOOP
+                following := (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
+                EXECUTE format('CREATE TABLE audit_events_%s PARTITION OF audit_events FOR VALUES FROM (%L) TO (%L)',
+                               to_char(month AT TIME ZONE 'UTC', 'YYYY_MM'), month, following);
+                month := following;
+            END LOOP;
+        END
+        $$
+    """)
     op.execute("CREATE INDEX audit_events_subject_id_idx ON audit_events (subject_id, id)")
     op.execute("CREATE INDEX audit_events_position_idx ON audit_events (position)")
     op.execute("CREATE INDEX audit_events_unchained_idx ON audit_events (id) WHERE position IS NULL")

@@ -1,0 +1,196 @@
+"""`audit`: what happened, who did it, and whether the record is whole."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Annotated, Any, TypeVar
+
+import typer
+
+from identity_service import audit
+from identity_service.accounts import registration
+from identity_service.accounts import store as accounts
+from identity_service.audit import Event, chain
+from identity_service.audit import store as events
+from identity_service.audit.chain import Verification
+from identity_service.audit.events import EventFilter, RecordedEvent
+from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.database import Connection, Database
+from identity_service.errors import ConfigurationError, IdentityError, UserNotFound
+from identity_service.shell import utc_now
+
+app = typer.Typer(no_args_is_help=True, help="What happened.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Moment = Annotated[datetime | None, typer.Option(help="In UTC, such as 2026-11-22T08:00:00.")]
+FOLLOW_SECONDS = 1.0
+_LOOK_BACK = 1000
+"""Events become visible when they are committed, which is not the order of their ids."""
+
+T = TypeVar("T")
+
+
+@app.command()
+def tail(
+    *,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the newest events.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C.")] = False,
+    event: Annotated[str | None, typer.Option(help="Only events of this name, such as user.login.")] = None,
+    username: Annotated[str | None, typer.Option("--user", help="Only what was done to this user.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the newest events, the newest last."""
+
+    async def work(db: Database, _: Any) -> None:
+        async with db.connection() as connection:
+            wanted = EventFilter(event=event, subject_id=await _user_id(connection, username))
+            latest = await audit.list_events(connection, wanted, limit=max(lines, _LOOK_BACK))
+        found = latest[:lines][::-1]
+        if not follow:
+            _show(found, as_json=as_json)
+            return
+        for recorded in found:
+            _show_one(recorded, as_json=as_json)
+        while True:
+            seen = {recorded.id for recorded in latest}
+            await asyncio.sleep(FOLLOW_SECONDS)
+            async with db.connection() as connection:
+                latest = await audit.list_events(connection, wanted, limit=_LOOK_BACK)
+            for recorded in latest[::-1]:
+                if recorded.id not in seen:
+                    _show_one(recorded, as_json=as_json)
+
+    try:
+        with_database(load_settings(), work)
+    except KeyboardInterrupt:
+        return
+
+
+@app.command()
+def export(
+    file: Annotated[str, typer.Argument(help="A new file; - for standard output.")] = "-",
+    *,
+    since: Moment = None,
+    until: Moment = None,
+) -> None:
+    """Write events as JSON, one object a line, the oldest first. The export itself is recorded."""
+    wanted = EventFilter(since=_utc(since), until=_utc(until))
+    out = sys.stdout if file == "-" else _new_file(Path(file))
+
+    async def unit(db: Connection) -> int:
+        count = 0
+        async for recorded in events.iterate(db, wanted):
+            out.write(json.dumps(_facts(recorded)) + "\n")
+            count += 1
+        await audit.record(db, Event.AUDIT_EXPORTED, None, by=operator(), now=utc_now(), details={"events": count})
+        return count
+
+    try:
+        count = _within_one_moment(unit)
+    finally:
+        out.flush()
+        if out is not sys.stdout:
+            out.close()
+    print(f"{count} events.", file=sys.stderr)
+
+
+@app.command()
+def verify(
+    *,
+    expect: Annotated[
+        str | None, typer.Option(metavar="POSITION:HASH", help="What an earlier look reported as the chain's end.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that no recorded event was changed, removed or put in between. Exits with 1 when one was."""
+    expected = _position_and_hash(expect) if expect is not None else None
+    found = _within_one_moment(lambda db: chain.verify(db, now=utc_now(), expected=expected))
+    if as_json:
+        print_json(asdict(found) | {"hash": found.hash.hex(), "whole": not found.problems})
+    else:
+        _report(found)
+    if found.problems:
+        sys.exit(1)
+
+
+def _report(found: Verification) -> None:
+    for problem in found.problems:
+        print(problem)
+    if not found.problems:
+        print(f"The chain is whole: {found.events} events.")
+    if found.unchained:
+        print(f"{found.unchained} events are not in the chain yet; a running service links them.")
+    print(f"It ends at {found.position}:{found.hash.hex()}")
+
+
+def _within_one_moment(unit: Callable[[Connection], Awaitable[T]]) -> T:
+    """Do what may take long in one transaction that sees one moment."""
+
+    async def work(db: Database, _: Any) -> T:
+        async with db.connection() as connection, connection.transaction(isolation="repeatable_read"):
+            return await unit(connection)
+
+    return with_database(load_settings(), work)
+
+
+async def _user_id(db: Connection, username: str | None) -> str | None:
+    if username is None:
+        return None
+    user = await accounts.find(db, registration.normalise_username(username))
+    if user is None:
+        raise UserNotFound
+    return str(user.id)
+
+
+def _position_and_hash(text: str) -> tuple[int, bytes]:
+    position, _, digest = text.partition(":")
+    try:
+        return int(position), bytes.fromhex(digest)
+    except ValueError:
+        raise ConfigurationError("--expect takes POSITION:HASH, as `audit verify` prints it.") from None
+
+
+def _new_file(path: Path) -> IO[str]:
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+    except FileExistsError:
+        raise ConfigurationError(f"{path} exists already; name a new file.") from None
+    except OSError as error:
+        raise IdentityError(f"{path} cannot be written ({error.strerror}).") from None
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None else None
+
+
+def _facts(recorded: RecordedEvent) -> dict[str, Any]:
+    return asdict(recorded) | {
+        "id": str(recorded.id),
+        "occurred_at": recorded.occurred_at.isoformat(),
+        "session_id": str(recorded.session_id) if recorded.session_id is not None else None,
+    }
+
+
+def _show(found: list[RecordedEvent], *, as_json: bool) -> None:
+    if as_json:
+        print_json([_facts(recorded) for recorded in found])
+        return
+    for recorded in found:
+        _show_one(recorded, as_json=False)
+
+
+def _show_one(recorded: RecordedEvent, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_facts(recorded)), flush=True)
+        return
+    who = f"{recorded.actor_kind} {recorded.actor_id or ''}".strip()
+    whom = f" -> {recorded.subject_kind} {recorded.subject_id}" if recorded.subject_id is not None else ""
+    outcome = "" if recorded.outcome == "success" else f" {recorded.outcome.upper()}"
+    reason = f" ({recorded.reason})" if recorded.reason else ""
+    where = f" from {recorded.address}" if recorded.address else ""
+    at = recorded.occurred_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    print(f"{at}  {recorded.event:28}{outcome}{reason}  {who}{whom}{where}", flush=True)
