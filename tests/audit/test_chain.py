@@ -1,0 +1,221 @@
+"""The chain shows whatever was done to the record afterwards, and no login waits for it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from identity_service import audit
+from identity_service.audit import Event, Subject, chain, store
+from identity_service.audit.events import RecordedEvent
+from identity_service.database import Database, StatementFailed, open_database
+from tests.conftest import START, TESTER
+
+_numbers = count()
+
+
+@pytest.fixture
+async def database(new_database: Callable[..., str], migrated: str) -> AsyncIterator[Database]:
+    """One of the test's own: nothing else writes to it or links what is there."""
+    name = f"chain_{next(_numbers)}"
+    url = await asyncio.to_thread(new_database, name, "pristine")
+    async with open_database(url, pool_size=8) as opened:
+        yield opened
+
+
+async def write(database: Database, events: int, *, now: datetime = START) -> None:
+    async def unit(db):
+        for number in range(events):
+            subject = Subject("user", f"user-{number}")
+            await audit.record(
+                db, Event.USER_UPDATED, subject, by=TESTER, now=now, details={"number": number, "é": "ü"}
+            )
+
+    await database.transact(unit)
+
+
+async def link(database: Database) -> int:
+    return await database.transact(chain.lengthen)
+
+
+async def look(database: Database, **more) -> chain.Verification:
+    return await database.transact(lambda db: chain.verify(db, now=START, **more))
+
+
+async def tamper(database: Database, sql: str) -> None:
+    """Do what nobody but the owner of the database can."""
+    async with database.connection() as db, db.transaction():
+        await db.execute("SET LOCAL session_replication_role = replica")
+        await db.execute(sql)
+
+
+async def test_what_was_written_is_linked_and_whole(database):
+    assert (await look(database)).problems == ()
+    await write(database, 10)
+    assert await link(database) == 10
+    assert await link(database) == 0
+    await write(database, 3)
+    assert await link(database) == 3
+    found = await look(database)
+    assert (found.events, found.position, found.unchained, found.problems) == (13, 13, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("UPDATE audit_events SET outcome = 'failure' WHERE position = 3", "is not what was recorded"),
+        ("UPDATE audit_events SET details = '{}' WHERE position = 3", "is not what was recorded"),
+        ("UPDATE audit_events SET actor_id = NULL WHERE position = 3", "is not what was recorded"),
+        ("UPDATE audit_events SET id = 1000 WHERE position = 3", "is not what was recorded"),
+        (
+            "UPDATE audit_events SET occurred_at = occurred_at + interval '1 us' WHERE position = 3",
+            "is not what was recorded",
+        ),
+        ("DELETE FROM audit_events WHERE position = 1", "events are missing"),
+        ("DELETE FROM audit_events WHERE position = 3", "events are missing"),
+        ("DELETE FROM audit_events WHERE position = 5", "should end at position 5 and ends at 4"),
+        ("UPDATE audit_events SET position = 30 WHERE position = 3", "events are missing"),
+        pytest.param(
+            "INSERT INTO audit_events (occurred_at, event, outcome, actor_kind, position, previous_hash, hash)"
+            " SELECT occurred_at, event, outcome, actor_kind, 6, hash, hash FROM audit_events WHERE position = 5",
+            "is not what was recorded",
+            id="inserted",
+        ),
+        ("UPDATE audit_chain SET position = 4", "should end at position 4"),
+    ],
+)
+async def test_a_change_of_the_past_shows(database, sql, problem):
+    await write(database, 5)
+    await link(database)
+    await tamper(database, sql)
+    assert any(problem in said for said in (await look(database)).problems)
+
+
+async def test_a_chain_written_anew_is_found_out_by_the_end_that_was_noted(database):
+    await write(database, 5)
+    await link(database)
+    noted = await look(database)
+    expected = (noted.position, noted.hash)
+    assert (await look(database, expected=expected)).problems == ()
+    await tamper(database, "UPDATE audit_events SET outcome = 'failure' WHERE position = 3")
+    await tamper(database, "UPDATE audit_events SET position = NULL, hash = NULL, previous_hash = NULL")
+    await tamper(database, "UPDATE audit_chain SET position = 0, hash = dropped_hash")
+    await link(database)
+    assert (await look(database)).problems == ()
+    assert (await look(database, expected=expected)).problems == ("The hash expected at position 5 is not there.",)
+
+
+async def test_replicas_that_link_at_once_make_one_chain(database):
+    await write(database, 40)
+    for _ in range(10):
+        await asyncio.gather(write(database, 5), *(link(database) for _ in range(4)))
+    await link(database)
+    found = await look(database)
+    assert (found.position, found.problems) == (90, ())
+
+
+async def test_an_event_that_is_committed_late_gets_its_place_then(database):
+    """Ids are drawn before the commit: the chain follows what became visible, and misses nothing."""
+    async with database.connection() as slow:
+        transaction = slow.transaction()
+        await transaction.start()
+        await audit.record(slow, Event.USER_UPDATED, None, by=TESTER, now=START)
+        await write(database, 2)
+        assert await link(database) == 2
+        await transaction.commit()
+    assert await link(database) == 1
+    found = await look(database)
+    assert (found.position, found.problems) == (3, ())
+
+
+async def test_linking_does_not_wait_for_a_login_nor_a_login_for_linking(database):
+    await write(database, 1)
+    async with database.connection() as linking, linking.transaction():
+        assert await chain.lengthen(linking) == 1
+        await asyncio.wait_for(write(database, 1), 2)
+        async with database.connection() as other, other.transaction():
+            assert await asyncio.wait_for(chain.lengthen(other), 2) == 0, "somebody else has the chain"
+
+
+async def test_events_that_nobody_links_are_counted(database):
+    await write(database, 4, now=START - timedelta(hours=1))
+    assert (await look(database)).unchained == 4
+
+
+async def test_a_batch_is_bounded_and_the_next_one_goes_on(database):
+    await write(database, chain.BATCH + 1)
+    assert [await link(database) for _ in range(3)] == [chain.BATCH, 1, 0]
+    assert (await look(database)).problems == ()
+
+
+async def test_old_months_go_and_the_chain_goes_on_from_there(database):
+    async def tend(now: datetime) -> list[str]:
+        async with database.connection() as db:
+            assert await chain.add_partitions(db, now=now)
+        return await database.transact(lambda db: chain.drop_partitions(db, older_than=now - timedelta(days=60)))
+
+    first = datetime(2031, 1, 15, tzinfo=UTC)
+    for days in (0, 31, 59):
+        await tend(first + timedelta(days=days))
+        await write(database, 3, now=first + timedelta(days=days))
+        await link(database)
+    assert await tend(first + timedelta(days=74)) == [], "until then January is not over for long enough"
+    noted = await look(database)
+    dropped = await tend(first + timedelta(days=110))
+    assert [name for name in dropped if "2031" in name] == ["audit_events_2031_01", "audit_events_2031_02"]
+    found = await look(database, expected=(noted.position, noted.hash))
+    assert (found.events, found.position, found.problems) == (3, 9, ())
+    await tamper(database, "DELETE FROM audit_events WHERE position = 7")
+    assert (await look(database)).problems
+
+
+async def test_a_month_with_events_outside_of_the_chain_is_kept(database):
+    then = datetime(2031, 1, 15, tzinfo=UTC)
+    async with database.connection() as db:
+        await chain.add_partitions(db, now=then)
+    await write(database, 1, now=then)
+    late = then + timedelta(days=400)
+    assert "audit_events_2031_01" not in await database.transact(lambda db: chain.drop_partitions(db, older_than=late))
+    await link(database)
+    assert "audit_events_2031_01" in await database.transact(lambda db: chain.drop_partitions(db, older_than=late))
+
+
+async def test_a_month_that_began_without_a_partition_is_not_lost(database):
+    """The default partition holds its events; adding one for that month is refused, and nothing fails because of it."""
+    then = datetime(2031, 5, 15, tzinfo=UTC)
+    await write(database, 2, now=then)
+    async with database.connection() as db:
+        assert not await chain.add_partitions(db, now=then)
+        assert "audit_events_2031_06" in await store.list_partitions(db)
+    await write(database, 2, now=then)
+    await link(database)
+    assert (await look(database)).problems == ()
+
+
+texts = st.none() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
+
+
+@given(st.lists(texts, min_size=2, max_size=2, unique=True), st.binary(min_size=32, max_size=32))
+def test_two_events_that_differ_have_different_hashes(pair, previous):
+    def event(**changed) -> RecordedEvent:
+        facts = dict.fromkeys(RecordedEvent.__slots__) | {"id": 1, "occurred_at": START, "event": "user.login"}
+        return RecordedEvent(**facts | {"outcome": "success", "actor_kind": "user", "details": {}} | changed)
+
+    for field in ("reason", "actor_id", "subject_kind", "subject_id", "client_id", "address", "user_agent"):
+        first, second = (chain.digest(event(**{field: text}), previous) for text in pair)
+        assert first != second
+    assert chain.digest(event(reason="a", actor_id=None), previous) != chain.digest(
+        event(reason=None, actor_id="a"), previous
+    )
+
+
+async def test_nobody_can_insert_a_link_by_hand_without_showing(database):
+    await write(database, 2)
+    await link(database)
+    with pytest.raises(StatementFailed, match="append-only"):
+        async with database.connection() as db:
+            await db.execute("UPDATE audit_events SET position = position + 1")

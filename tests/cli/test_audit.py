@@ -1,0 +1,68 @@
+"""`audit tail|export|verify`: the record, for people and for programs."""
+
+import asyncio
+import json
+import stat
+
+import asyncpg
+
+from tests.cli.conftest import Command, StartService
+from tests.conftest import PASSWORD
+from tests.services import sign_up
+
+
+def test_tail_shows_who_did_what_the_newest_last(command: Command):
+    command("users", "create", "alice", "--password-stdin", stdin=PASSWORD)
+    command("users", "disable", "alice")
+    shown = command("audit", "tail").out.splitlines()
+    assert [line.split()[2] for line in shown] == ["user.created", "user.disabled"]
+    assert "operator" in shown[0]
+    events = json.loads(command("audit", "tail", "--json", "--lines", "1").out)
+    assert [event["event"] for event in events] == ["user.disabled"]
+    assert events[0]["actor_kind"] == "operator"
+    assert json.loads(command("audit", "tail", "--user", "ALICE", "--event", "user.created", "--json").out)
+    assert command("audit", "tail", "--user", "bob").code == 3
+    assert json.loads(command("audit", "tail", "--event", "role.created", "--json").out) == []
+
+
+def test_export_writes_a_line_for_each_event_into_a_file_that_only_its_owner_reads(command: Command, tmp_path):
+    command("users", "create", "alice", "--password-stdin", stdin=PASSWORD)
+    file = tmp_path / "events.jsonl"
+    assert command("audit", "export", str(file)).code == 0
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["user.created"]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    again = command("audit", "export", str(file))
+    assert again.code == 2
+    assert "exists already" in again.err
+    everything = command("audit", "export").out.splitlines()
+    assert [json.loads(line)["event"] for line in everything] == ["user.created", "audit.exported"]
+    assert command("audit", "export", "--until", "2020-01-01T00:00:00").out == ""
+
+
+def test_verify_of_an_untouched_record_is_whole_and_one_of_a_touched_one_is_not(
+    command: Command, serve: StartService, database_url: str
+):
+    sign_up(serve())
+
+    async def touch(sql: str) -> None:
+        connection = await asyncpg.connect(database_url)
+        for _ in range(100):
+            if not await connection.fetchval("SELECT count(*) FROM audit_events WHERE position IS NULL"):
+                break
+            await asyncio.sleep(0.1)
+        await connection.execute(f"SET session_replication_role = replica; {sql}")
+        await connection.close()
+
+    asyncio.run(touch(""))
+    whole = command("audit", "verify", "--json")
+    report = json.loads(whole.out)
+    assert (whole.code, report["whole"], report["events"], report["unchained"]) == (0, True, 2, 0)
+    noted = f"{report['position']}:{report['hash']}"
+    assert noted in command("audit", "verify").out
+    assert command("audit", "verify", "--expect", noted).code == 0
+    assert command("audit", "verify", "--expect", f"1:{report['hash']}").code == 1
+    assert command("audit", "verify", "--expect", "nonsense").code == 2
+    asyncio.run(touch("UPDATE audit_events SET actor_id = 'somebody else' WHERE event = 'user.login'"))
+    touched = command("audit", "verify")
+    assert touched.code == 1
+    assert "is not what was recorded" in touched.out
