@@ -157,7 +157,9 @@ async def test_old_months_go_and_the_chain_goes_on_from_there(database):
     async def tend(now: datetime) -> list[str]:
         async with database.connection() as db:
             assert await chain.add_partitions(db, now=now)
-        return await database.transact(lambda db: chain.drop_partitions(db, older_than=now - timedelta(days=60)))
+        older_than = now - timedelta(days=60)
+        dropped: list[str] = await database.transact(lambda db: chain.drop_partitions(db, older_than=older_than))
+        return dropped
 
     first = datetime(2031, 1, 15, tzinfo=UTC)
     for days in (0, 31, 59):
