@@ -42,7 +42,10 @@ def actor_of(request: Request) -> Actor:
 
 
 def _clean(unverified_user_agent: str) -> str | None:
-    return "".join(c if c.isprintable() else "?" for c in unverified_user_agent[:_USER_AGENT_LENGTH]) or None
+    agent = unverified_user_agent[:_USER_AGENT_LENGTH]
+    if not agent.isprintable():
+        agent = "".join(character if character.isprintable() else "?" for character in agent)
+    return agent or None
 
 
 @dataclass(frozen=True, slots=True)
