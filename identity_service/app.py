@@ -20,6 +20,8 @@ from identity_service import settings as configuration
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
 from identity_service.audit import chain
+from identity_service.clients import own_tokens
+from identity_service.clients import store as clients
 from identity_service.database import open_database
 from identity_service.errors import DatabaseUnavailable
 from identity_service.revocation import CHANNEL
@@ -30,7 +32,7 @@ from identity_service.sessions import lifecycle
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
 from identity_service.signing.live import LiveKeyring, open_keys
-from identity_service.web import accounts, docs, health, login, metadata, problems, revocation, token
+from identity_service.web import accounts, docs, health, introspection, login, metadata, problems, revocation, token
 from identity_service.web import status_lists as status_list_routes
 from identity_service.web.middleware import Edge, EdgePolicy
 
@@ -93,7 +95,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         responses=problems.DESCRIBED,
     )
     app.state.draining = False
-    parts = (token, revocation, login, accounts, metadata, status_list_routes, health, docs)
+    parts = (token, revocation, introspection, login, accounts, metadata, status_list_routes, health, docs)
     app.state.routers = [part.router for part in parts]
     for router in app.state.routers:
         app.include_router(router)
@@ -174,6 +176,7 @@ async def _prune(runtime: Runtime) -> None:
     while True:
         async with runtime.database.connection() as db:
             went = await lifecycle.prune(db, now=runtime.now())
+            went += await own_tokens.prune(db, now=runtime.now())
         if went < lifecycle.PRUNE_BATCH:
             return
         await asyncio.sleep(PRUNE_PAUSE_SECONDS)
@@ -196,7 +199,7 @@ async def _partition(runtime: Runtime) -> None:
 
 async def _learn(runtime: Runtime) -> None:
     async with runtime.database.connection() as db:
-        await runtime.offered_scopes.look(db)
+        await runtime.offered_scopes.look(db, of_clients=await clients.list_scopes(db))
 
 
 async def _look(runtime: Runtime, heard: asyncio.Event) -> None:

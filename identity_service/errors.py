@@ -137,6 +137,16 @@ class ClientTaken(IdentityError):
     default_text = "There already is a client of this id."
 
 
+class ClientBuiltIn(IdentityError):
+    default_text = "This client is built in; it cannot be created, changed or deleted."
+
+
+class ClientInvalid(IdentityError):
+    """An administrator asks for a client that there cannot be. Not to be mixed up with `ClientRejected`."""
+
+    default_text = "There cannot be such a client."
+
+
 class ClientNotAllowed(IdentityError):
     """A client asks with a grant type that it was not given (`unauthorized_client` of RFC 6749 5.2)."""
 

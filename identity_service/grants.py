@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from identity_service import audit
+from identity_service import audit, scopes
 from identity_service.accounts import Credentials, authentication, roles
 from identity_service.accounts import store as accounts
 from identity_service.audit import Actor, Event, Subject
-from identity_service.clients import Client
+from identity_service.clients import Client, own_tokens
 from identity_service.database import Connection
-from identity_service.errors import InvalidCredentials, SessionEnded, TokenRejected
+from identity_service.errors import InvalidCredentials, ScopeRejected, SessionEnded, TokenRejected
 from identity_service.runtime import Runtime
 from identity_service.sessions import Session, lifecycle, rotation
 from identity_service.shell import token_id, uuid7
@@ -23,12 +23,18 @@ from identity_service.tokens import access, refresh
 
 
 @dataclass(frozen=True, slots=True)
-class IssuedTokens:
-    """An access token and the refresh token beside it; lifetimes in whole seconds from now."""
+class IssuedToken:
+    """An access token; lifetimes in whole seconds from now."""
 
     access_token: str
     expires_in: int
     scope: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedTokens(IssuedToken):
+    """An access token and the refresh token beside it."""
+
     refresh_token: str
     refresh_token_expires_in: int
 
@@ -43,7 +49,7 @@ async def password(
         ScopeRejected: the scope is malformed.
         HashingOverloaded: too many logins at once.
     """
-    requested = roles.parse_scope(scope)
+    requested = scopes.parse(scope)
     key = runtime.keys.current.signer(runtime.now())
     async with runtime.database.connection() as db:
         credentials = await authentication.find_credentials(db, username)
@@ -65,14 +71,14 @@ async def password(
                 password_changed_at=user.password_changed_at,
                 by=by,
                 now=now,
-                limits=runtime.session_limits,
+                limits=runtime.session_limits(client),
             )
 
         session = await runtime.database.transact(start)
     except InvalidCredentials as error:
         await _record_failure(runtime, client, credentials, error, by=by)
         raise
-    return _issue(runtime, key, session, scope=session.scope, now=now)
+    return _issue(runtime, client, key, session, scope=session.scope, now=now)
 
 
 async def _record_failure(
@@ -96,7 +102,7 @@ async def refresh_token(
         RefreshTokenReused: the token had been spent before; its session has been ended.
         ScopeRejected: the scope is malformed, or holds more than the login was granted.
     """
-    requested = roles.parse_scope(scope)
+    requested = scopes.parse(scope)
     now = runtime.now()
     key = runtime.keys.current.signer(now)
     try:
@@ -107,23 +113,60 @@ async def refresh_token(
         raise SessionEnded(detail="issued to another client")
     by = replace(by, client_id=client.client_id)
     async with runtime.database.connection() as db:
-        session = await rotation.rotate(db, presented, scope=requested, by=by, now=now, limits=runtime.session_limits)
-    return _issue(runtime, key, session, scope=requested or session.scope, now=now)
+        session = await rotation.rotate(
+            db, presented, scope=requested, by=by, now=now, limits=runtime.session_limits(client)
+        )
+    return _issue(runtime, client, key, session, scope=requested or session.scope, now=now)
 
 
-def _issue(runtime: Runtime, key: Key, session: Session, *, scope: Sequence[str], now: datetime) -> IssuedTokens:
+async def client_credentials(runtime: Runtime, client: Client, *, scope: str, by: Actor) -> IssuedToken:
+    """Give a confidential client a token for itself (RFC 6749 4.4). None requested: all its scopes.
+
+    Raises:
+        ScopeRejected: the scope is malformed, or holds what the client does not have.
+        ClientRejected: it was disabled in the meantime.
+    """
+    requested = scopes.parse(scope)
+    if not set(requested) <= set(client.scopes):
+        raise ScopeRejected(detail="more than the client has")
+    now = runtime.now()
+    key = runtime.keys.current.signer(now)
+    claims = access.ClientClaims(
+        issuer=runtime.settings.issuer_url,
+        audience=runtime.audience(client),
+        client_id=client.client_id,
+        token_id=str(uuid7(now)),
+        issued_at=now,
+        expires_at=now + runtime.access_lifetime(client),
+        scope=requested or client.scopes,
+    )
+    status_index = await runtime.database.transact(
+        lambda db: own_tokens.issue(
+            db, client, claims.token_id, scope=claims.scope, expires_at=claims.expires_at, by=by, now=now
+        )
+    )
+    return IssuedToken(
+        access_token=access.mint(key, claims, runtime.status_lists.reference(status_index)),
+        expires_in=int((claims.expires_at - now).total_seconds()),
+        scope=claims.scope,
+    )
+
+
+def _issue(
+    runtime: Runtime, client: Client, key: Key, session: Session, *, scope: Sequence[str], now: datetime
+) -> IssuedTokens:
     """Sign the two tokens of a session. A role lost since the login takes its scopes along."""
     settings = runtime.settings
     given = roles.given(session.roles, session.role_scopes)
     scope = tuple(name for name in scope if name in given)
-    expires_at = min(now + settings.access_lifetime, session.expires_at)
-    refresh_expires_at = session.refresh_expires_at(runtime.session_limits)
+    expires_at = min(now + runtime.access_lifetime(client), session.expires_at)
+    refresh_expires_at = session.refresh_expires_at(runtime.session_limits(client))
     access_token = access.mint(
         key,
         access.AccessClaims(
             issuer=settings.issuer_url,
             subject=session.user_id,
-            audience=tuple(dict.fromkeys((*settings.audience, settings.issuer_url))),
+            audience=runtime.audience(client),
             client_id=session.client_id,
             session_id=session.id,
             token_id=token_id(),

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from identity_service.accounts.hashing import PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
+from identity_service.clients import Client
 from identity_service.database import Database
 from identity_service.revocation.feed import RevocationFeed
 from identity_service.revocation.status_lists import StatusLists
@@ -27,11 +28,21 @@ class Runtime:
     offered_scopes: OfferedScopes
     now: Callable[[], datetime]
 
-    @property
-    def session_limits(self) -> SessionLimits:
+    def session_limits(self, client: Client) -> SessionLimits:
+        """Return how long sessions that a client begins live."""
         return SessionLimits(
             idle=self.settings.refresh_lifetime,
             absolute=self.settings.session_lifetime,
             retry_window=self.settings.refresh_retry_window,
-            access=self.settings.access_lifetime,
+            access=self.access_lifetime(client),
         )
+
+    def access_lifetime(self, client: Client) -> timedelta:
+        """Return how long the access tokens of a client live: no longer than keys are published for."""
+        return min(client.access_lifetime or self.settings.access_lifetime, self.settings.access_lifetime)
+
+    def audience(self, client: Client) -> tuple[str, ...]:
+        """Return who the access tokens of a client are for. This service itself takes those of first-party clients."""
+        issuer = self.settings.issuer_url
+        others = tuple(name for name in client.audience or self.settings.audience if name != issuer)
+        return (*others, issuer) if client.first_party else others

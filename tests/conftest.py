@@ -22,10 +22,12 @@ from fastapi import FastAPI
 from identity_service.app import create_app
 from identity_service.audit import Actor
 from identity_service.cli.migrate import upgrade
+from identity_service.clients import registration
 from identity_service.database import Database
 from identity_service.embedded import postgres
 from identity_service.runtime import Runtime
 from identity_service.settings import Settings
+from identity_service.shell import client_secret
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import TokenLifetimes
 from identity_service.signing.live import LiveKeyring, open_keys
@@ -115,6 +117,57 @@ class Account:
         assert answer.status_code == 200, answer.text
         tokens: dict[str, Any] = answer.json()
         return tokens
+
+
+@dataclass
+class Robot:
+    """A registered client that knows its secret."""
+
+    api: Api
+    client_id: str
+    secret: str = field(repr=False)
+
+    async def post(self, path: str, **form: str) -> httpx2.Response:
+        """Post a form as this client, by Basic."""
+        return await self.api.http.post(path, data=form, auth=(self.client_id, self.secret))
+
+    async def token(self, **form: str) -> httpx2.Response:
+        return await self.post("/token", **({"grant_type": "client_credentials"} | form))
+
+    async def access_token(self, **form: str) -> str:
+        answer = await self.token(**form)
+        assert answer.status_code == 200, answer.text
+        token: str = answer.json()["access_token"]
+        return token
+
+    async def introspect(self, token: str) -> Any:
+        answer = await self.post("/introspect", token=token)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+async def register(api: Api, client_id: str, **more: Any) -> Robot:
+    """Make a client, as the command does: `await register(api, "robot", scope="a b", first_party=True)`."""
+    facts: dict[str, Any] = {
+        "grants": ["client_credentials"],
+        "scope": "orders:read orders:write",
+        "audience": [],
+        "first_party": False,
+        "access_lifetime": None,
+        "secret": client_secret(),
+    } | more
+    await api.database.transact(
+        lambda db: registration.create(
+            db,
+            client_id,
+            **facts,
+            issuer=ISSUER,
+            longest_lifetime=api.settings.access_lifetime,
+            by=TESTER,
+            now=api.clock(),
+        )
+    )
+    return Robot(api, client_id, facts["secret"])
 
 
 def bearer(token: str) -> dict[str, str]:

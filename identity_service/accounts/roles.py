@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from identity_service import audit
+from identity_service import audit, scopes
 from identity_service.accounts import Role, User, store
 from identity_service.audit import Actor, Event, Subject
 from identity_service.database import Connection
@@ -29,26 +29,9 @@ from identity_service.sessions import lifecycle
 
 ADMIN = "admin"
 BUILT_IN: dict[str, Role] = {ADMIN: Role(ADMIN, ("identity:admin",), None)}
-RESERVED = "identity:"
-"""How scopes of this service itself begin. They are only ever given when asked for by name."""
 
 # A role is named in URLs, in shells and in lists separated by spaces.
 _ROLE_NAME = re.compile(r"[a-z][a-z0-9_.:-]{0,63}", re.ASCII)
-# scope-token of RFC 6749 3.3.
-_SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,128}", re.ASCII)
-_MOST_SCOPES = 64
-
-
-def parse_scope(unverified_scope: str) -> tuple[str, ...]:
-    """Return the requested scopes in the order given, each once (RFC 6749 3.3).
-
-    Raises:
-        ScopeRejected: a character that a scope cannot have, or more scopes than anyone needs.
-    """
-    requested = tuple(dict.fromkeys(unverified_scope.split(" "))) if unverified_scope else ()
-    if len(requested) > _MOST_SCOPES or not all(_SCOPE_TOKEN.fullmatch(scope) for scope in requested):
-        raise ScopeRejected
-    return requested
 
 
 def given(roles: Iterable[str], role_scopes: Iterable[str]) -> set[str]:
@@ -63,7 +46,7 @@ def given(roles: Iterable[str], role_scopes: Iterable[str]) -> set[str]:
 def granted(requested: Sequence[str], given: set[str]) -> tuple[str, ...]:
     """Return the scopes of a login: those of the requested that are given. None requested: all, but no `identity:*`."""
     if not requested:
-        return tuple(sorted(scope for scope in given if not scope.startswith(RESERVED)))
+        return tuple(sorted(scope for scope in given if not scope.startswith(scopes.RESERVED)))
     return tuple(scope for scope in requested if scope in given)
 
 
@@ -85,7 +68,7 @@ async def create(db: Connection, unverified_name: str, *, scope: str, by: Actor,
     role = await store.insert_role(db, unverified_name, scopes=_scopes_of_role(scope), now=now)
     if role is None:
         raise RoleTaken
-    await _record(db, Event.ROLE_CREATED, role.name, by=by, now=now, scopes=role.scopes)
+    await _record(db, Event.ROLE_CREATED, role.name, by=by, now=now, given=role.scopes)
     return role
 
 
@@ -116,13 +99,11 @@ async def set_scopes(db: Connection, unverified_name: str, *, scope: str, by: Ac
         RoleBuiltIn, RoleNotFound: it is not one that can be changed.
     """
     _refuse_built_in(unverified_name)
-    scopes = _scopes_of_role(scope)
-    role = (
-        await store.update_role(db, unverified_name, scopes=scopes) if _ROLE_NAME.fullmatch(unverified_name) else None
-    )
+    given = _scopes_of_role(scope)
+    role = await store.update_role(db, unverified_name, scopes=given) if _ROLE_NAME.fullmatch(unverified_name) else None
     if role is None:
         raise RoleNotFound(detail=unverified_name)
-    await _record(db, Event.ROLE_UPDATED, role.name, by=by, now=now, scopes=role.scopes)
+    await _record(db, Event.ROLE_UPDATED, role.name, by=by, now=now, given=role.scopes)
     return role
 
 
@@ -210,7 +191,7 @@ async def keep_an_administrator(db: Connection) -> AsyncIterator[None]:
 
 
 class OfferedScopes:
-    """The scopes that any role gives, for the metadata, which must answer without the database.
+    """The scopes that any role gives or any client has, for the metadata, which must answer without the database.
 
     The service looks every few seconds and keeps what it saw while the database is away. Clients cache the metadata for
     minutes, so nobody could tell a fresher answer apart.
@@ -218,13 +199,14 @@ class OfferedScopes:
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        self._take_up(BUILT_IN.values())
+        self._take_up(BUILT_IN.values(), ())
 
-    async def look(self, db: Connection) -> None:
-        self._take_up(await list_all(db))
+    async def look(self, db: Connection, *, of_clients: Iterable[str] = ()) -> None:
+        """Take up what there is now; `of_clients` are the scopes that clients have for themselves."""
+        self._take_up(await list_all(db), of_clients)
 
-    def _take_up(self, roles: Iterable[Role]) -> None:
-        self.names = tuple(sorted({scope for role in roles for scope in role.scopes}))
+    def _take_up(self, roles: Iterable[Role], of_clients: Iterable[str]) -> None:
+        self.names = tuple(sorted({scope for role in roles for scope in role.scopes}.union(of_clients)))
 
 
 def _refuse_built_in(name: str) -> None:
@@ -234,16 +216,9 @@ def _refuse_built_in(name: str) -> None:
 
 def _scopes_of_role(scope: str) -> tuple[str, ...]:
     try:
-        scopes = parse_scope(scope)
-    except ScopeRejected:
-        raise RoleRejected(
-            f"A role gives at most {_MOST_SCOPES} scopes of printable ASCII, separated by single spaces."
-        ) from None
-    if any("," in name for name in scopes):
-        raise RoleRejected("Scopes are separated by spaces, not by commas.")
-    if any(name.startswith(RESERVED) for name in scopes):
-        raise RoleRejected(f"Scopes that begin with {RESERVED} belong to this service; the role {ADMIN} gives them.")
-    return scopes
+        return scopes.parse_given(scope)
+    except ScopeRejected as error:
+        raise RoleRejected(error.text) from None
 
 
 async def _changed(db: Connection, user: User | None, *, end_sessions: bool, by: Actor, now: datetime) -> User:
@@ -257,7 +232,7 @@ async def _changed(db: Connection, user: User | None, *, end_sessions: bool, by:
 
 
 async def _record(
-    db: Connection, event: Event, name: str, *, by: Actor, now: datetime, scopes: Sequence[str] | None = None
+    db: Connection, event: Event, name: str, *, by: Actor, now: datetime, given: Sequence[str] | None = None
 ) -> None:
-    details = {"scopes": list(scopes)} if scopes is not None else {}
+    details = {"scopes": list(given)} if given is not None else {}
     await audit.record(db, event, Subject("role", name), by=by, now=now, details=details)

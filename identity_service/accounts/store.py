@@ -9,6 +9,7 @@ import asyncpg
 from identity_service.accounts import Credentials, Role, User
 from identity_service.database import Connection, Record
 from identity_service.errors import UsernameTaken
+from identity_service.sessions.store import _OF_WELCOME_CLIENT
 from identity_service.tokens.access import AccessClaims
 
 _USER = "u.id, u.username, u.email, u.email_verified, u.roles, u.created_at, u.password_changed_at, u.disabled_at"
@@ -28,7 +29,7 @@ FIND_CREDENTIALS_BY_ID = f"SELECT {_CREDENTIALS} FROM users AS u WHERE u.id = $1
 FIND_CALLER = f"""
     SELECT {_USER} FROM users AS u JOIN sessions AS s ON s.user_id = u.id
      WHERE u.id = $1 AND s.id = $2 AND s.revoked_at IS NULL
-       AND u.disabled_at IS NULL AND u.password_changed_at = s.password_changed_at
+       AND u.disabled_at IS NULL AND u.password_changed_at = s.password_changed_at AND {_OF_WELCOME_CLIENT}
        AND NOT EXISTS (SELECT FROM revoked_tokens WHERE jti IN ($3, $4))
 """
 UPDATE = f"""

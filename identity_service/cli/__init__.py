@@ -25,6 +25,7 @@ EXIT_CODES: dict[type[IdentityError], int] = {
     errors.RoleBuiltIn: 4,
     errors.RoleInUse: 4,
     errors.ClientTaken: 4,
+    errors.ClientBuiltIn: 4,
     errors.LastAdministrator: 4,
     errors.DatabaseUnavailable: 5,
     errors.KeysUnavailable: 5,

@@ -12,8 +12,9 @@ INSERT = f"""
         SELECT jti, status_index, $4, $5, expires_at
           FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS given (jti, status_index, expires_at)
         ON CONFLICT (jti) DO NOTHING
+        RETURNING jti
     )
-    SELECT pg_notify('{CHANNEL}', '')
+    SELECT count(*), pg_notify('{CHANNEL}', '') FROM inserted
 """
 LIST_SINCE = """
     SELECT status_index, expires_at, recorded_at FROM revoked_tokens
@@ -25,7 +26,11 @@ LIST_ALL = """
      WHERE expires_at > $1 AND status_index IS NOT NULL
      ORDER BY recorded_at
 """
-FIND_FIRST_INDEX = "SELECT status_index FROM sessions ORDER BY id LIMIT 1"
+# Both ids begin with the time at which they were made.
+FIND_FIRST_INDEX = """
+    SELECT least((SELECT status_index FROM sessions ORDER BY id LIMIT 1),
+                 (SELECT status_index FROM client_tokens ORDER BY jti LIMIT 1))
+"""
 FIND_LAST_INDEX = "SELECT last_value FROM status_index_seq"
 # An array, because some plans run the subquery of an IN again, and it skips what it has locked.
 DELETE_EXPIRED = """
@@ -37,13 +42,14 @@ DELETE_EXPIRED = """
 
 async def insert(
     db: Connection, revoked: Sequence[Revocable], *, reason: str, revoked_at: datetime, expires_at: Sequence[datetime]
-) -> None:
-    """Insert a row for each, to be forgotten at its `expires_at`.
+) -> int:
+    """Insert a row for each that is not there yet, to be forgotten at its `expires_at`; return how many.
 
     Whoever listens on `CHANNEL` hears of it when the transaction commits.
     """
     jtis, indexes = [item.token_id for item in revoked], [item.status_index for item in revoked]
-    await db.execute(INSERT, jtis, indexes, expires_at, reason, revoked_at)
+    new: int = await db.fetchval(INSERT, jtis, indexes, expires_at, reason, revoked_at)
+    return new
 
 
 async def list_since(
@@ -58,7 +64,7 @@ async def list_since(
 
 
 async def index_range(db: Connection) -> tuple[int, int]:
-    """Return the lowest number that a session may still have, and the highest that was handed out."""
+    """Return the lowest number that a session or a client's token may still have, and the highest handed out."""
     last: int = await db.fetchval(FIND_LAST_INDEX)
     first: int | None = await db.fetchval(FIND_FIRST_INDEX)
     return (last if first is None else first), last

@@ -10,6 +10,16 @@ from uuid import UUID
 
 from identity_service.revocation import Revocable
 
+BUILT_IN_CLIENT = "first-party"
+"""The client that is always there and has no row: a session of it costs no look at the table of clients."""
+
+CLIENT_GATES = 21_593
+"""The class of the advisory locks, one a client, through which everything is issued to it.
+
+They are fair, as locks on rows are not: who issues shares the row with others who do, and a client that asks without a
+pause would never let anybody in who wants to disable it.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import groupby
 from uuid import UUID
 
 from identity_service import audit
@@ -37,7 +38,7 @@ async def start(
             was being hashed is not overtaken by this login.
 
     Raises:
-        InvalidCredentials: the account was disabled or deleted, or its password changed, in the meantime.
+        InvalidCredentials: the account or the client was disabled or deleted, or the password changed, in the meantime.
     """
     session = await store.insert(
         db,
@@ -86,20 +87,30 @@ async def end_all(
     return len(ended)
 
 
+async def end_all_of_client(db: Connection, client_id: str, *, reason: Reason, by: Actor, now: datetime) -> int:
+    """End the sessions that a client began, whoever's they are; return how many. Call within a transaction."""
+    ended = await store.revoke_all_of_client(db, client_id, now=now)
+    await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
+    return len(ended)
+
+
 async def _revoke_tokens(
     db: Connection, ended: Sequence[EndedSession], *, reason: Reason, by: Actor, now: datetime
 ) -> None:
-    """Revoke what the sessions' tokens carry. They all belong to one user."""
-    if ended:
-        await revoking.revoke(db, [session.revocable for session in ended], reason=reason, now=now)
+    """Revoke what the sessions' tokens carry, and record the end of each with the user it is about."""
+    if not ended:
+        return
+    await revoking.revoke(db, [session.revocable for session in ended], reason=reason, now=now)
+    by_user = sorted(ended, key=lambda session: session.user_id)
+    for user_id, sessions in groupby(by_user, key=lambda session: session.user_id):
         await audit.record(
             db,
             Event.SESSION_ENDED,
-            Subject("user", str(ended[0].user_id)),
+            Subject("user", str(user_id)),
             by=by,
             now=now,
             reason=reason.value,
-            session_ids=tuple(session.id for session in ended),
+            session_ids=tuple(session.id for session in sessions),
         )
 
 

@@ -1,4 +1,7 @@
-"""SQL of the sessions. The user's state and what the roles give is joined in: a refresh sees it in one statement."""
+"""SQL of the sessions.
+
+The user's state, the client's, and what the roles give is joined in: a refresh sees it in one statement.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -6,7 +9,7 @@ from uuid import UUID
 
 from identity_service.database import Connection, Record
 from identity_service.revocation import Revocable
-from identity_service.sessions import EndedSession, Session
+from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, EndedSession, Session
 from identity_service.tokens.refresh import RefreshClaims
 
 _SESSION = """
@@ -14,14 +17,25 @@ _SESSION = """
     s.status_index, u.roles,
     ARRAY(SELECT unnest(r.scopes) FROM roles AS r WHERE r.name = ANY(u.roles)) AS role_scopes
 """
-_LIVE = """
+# Postgres stops at the first half for the built-in client. The other is one look by the primary key: EXISTS could be
+# planned as a hash of the whole table.
+_OF_WELCOME_CLIENT = f"""
+    (s.client_id = '{BUILT_IN_CLIENT}'
+     OR (SELECT c.disabled_at IS NULL FROM clients AS c WHERE c.client_id = s.client_id))
+"""
+_LIVE = f"""
         u.id = s.user_id AND s.revoked_at IS NULL AND s.expires_at > $4 AND s.rotated_at > $5
     AND u.disabled_at IS NULL AND u.password_changed_at = s.password_changed_at
+    AND {_OF_WELCOME_CLIENT}
 """
 
 # FOR SHARE waits for a password change or a disabling under way, then sees what it did.
-INSERT = """
-    WITH welcome AS (
+INSERT = f"""
+    WITH gate AS (
+        SELECT pg_advisory_xact_lock_shared({CLIENT_GATES}, hashtext($3))
+    ), client AS (
+        SELECT FROM clients, gate WHERE client_id = $3 AND disabled_at IS NULL FOR SHARE OF clients
+    ), welcome AS (
         SELECT id, roles, password_changed_at FROM users
          WHERE id = $2 AND disabled_at IS NULL AND password_changed_at = $6
            FOR SHARE
@@ -30,6 +44,7 @@ INSERT = """
         (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at,
          access_expires_at, address, user_agent)
     SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8, $9, $10, $11 FROM welcome
+     WHERE $3 = '{BUILT_IN_CLIENT}' OR EXISTS (SELECT FROM client)
     RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
               status_index, (SELECT roles FROM welcome) AS roles,
               ARRAY(SELECT unnest(r.scopes) FROM roles AS r, welcome AS u WHERE r.name = ANY(u.roles)) AS role_scopes
@@ -46,6 +61,10 @@ FIND_LIVE = f"""
     SELECT {_SESSION} FROM sessions AS s, users AS u
      WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND {_LIVE}
 """
+FIND_CURRENT = f"""
+    SELECT {_SESSION}, u.username FROM sessions AS s, users AS u
+     WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND s.generation = $6 AND {_LIVE}
+"""
 REVOKE = """
     UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL
     RETURNING id, user_id, status_index, access_expires_at
@@ -53,6 +72,12 @@ REVOKE = """
 REVOKE_ALL = """
     UPDATE sessions SET revoked_at = $2
      WHERE user_id = $1 AND revoked_at IS NULL AND ($3::uuid IS NULL OR id <> $3)
+    RETURNING id, user_id, status_index, access_expires_at
+"""
+# The second condition is that of the index.
+REVOKE_ALL_OF_CLIENT = f"""
+    UPDATE sessions SET revoked_at = $2
+     WHERE client_id = $1 AND client_id <> '{BUILT_IN_CLIENT}' AND revoked_at IS NULL
     RETURNING id, user_id, status_index, access_expires_at
 """
 KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
@@ -79,7 +104,7 @@ async def insert(
     expires_at: datetime,
     access_expires_at: datetime,
 ) -> Session | None:
-    """Insert a session unless its user is disabled or has another password by now."""
+    """Insert a session unless its user or client is disabled or gone, or the user has another password by now."""
     row = await db.fetchrow(
         INSERT,
         session_id,
@@ -127,12 +152,32 @@ async def find_live(db: Connection, presented: RefreshClaims, *, now: datetime, 
     return _session(row) if row is not None else None
 
 
+async def find_current(
+    db: Connection, presented: RefreshClaims, *, now: datetime, idle_since: datetime
+) -> tuple[Session, str] | None:
+    """Return the session and its user's name if the presented generation is its current one, and all is well."""
+    row = await db.fetchrow(
+        FIND_CURRENT,
+        presented.session_id,
+        presented.subject,
+        presented.client_id,
+        now,
+        idle_since,
+        presented.generation,
+    )
+    return (_session(row), row["username"]) if row is not None else None
+
+
 async def revoke(db: Connection, session_id: UUID, *, now: datetime) -> list[EndedSession]:
     return [_ended(row) for row in await db.fetch(REVOKE, session_id, now)]
 
 
 async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: datetime) -> list[EndedSession]:
     return [_ended(row) for row in await db.fetch(REVOKE_ALL, user_id, now, keep)]
+
+
+async def revoke_all_of_client(db: Connection, client_id: str, *, now: datetime) -> list[EndedSession]:
+    return [_ended(row) for row in await db.fetch(REVOKE_ALL_OF_CLIENT, client_id, now)]
 
 
 async def keep_after_password_change(db: Connection, session_id: UUID, *, password_changed_at: datetime) -> None:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from typing import Any
 from uuid import UUID
 
 from identity_service.errors import TokenRejected
 from identity_service.signing.keyring import Key, Keyring
 from identity_service.tokens import jws
-from identity_service.verifier.claims import ClaimsReader, StatusReference
+from identity_service.verifier.claims import Claims, ClaimsReader, StatusReference
+from identity_service.verifier.jws import parse_object
 
 TYP = "at+jwt"
 
@@ -31,7 +33,24 @@ class AccessClaims:
     roles: tuple[str, ...]
 
 
-def mint(key: Key, claims: AccessClaims, status: StatusReference) -> str:
+@dataclass(frozen=True, slots=True)
+class ClientClaims:
+    """The checked claims of an access token that a client got for itself. Its subject is the client."""
+
+    issuer: str
+    audience: tuple[str, ...]
+    client_id: str
+    token_id: str
+    issued_at: datetime
+    expires_at: datetime
+    scope: tuple[str, ...]
+
+    @property
+    def subject(self) -> str:
+        return self.client_id
+
+
+def mint(key: Key, claims: AccessClaims | ClientClaims, status: StatusReference) -> str:
     """Return the claims as a signed token. Times are written as whole seconds."""
     return jws.sign(
         key,
@@ -44,30 +63,69 @@ def mint(key: Key, claims: AccessClaims, status: StatusReference) -> str:
             "jti": claims.token_id,
             "iat": int(claims.issued_at.timestamp()),
             "exp": int(claims.expires_at.timestamp()),
-            "sid": str(claims.session_id),
-            "auth_time": int(claims.authenticated_at.timestamp()),
-            "amr": list(claims.amr),
+            **(_of_login(claims) if isinstance(claims, AccessClaims) else {}),
             "scope": " ".join(claims.scope),
-            "roles": list(claims.roles),
             "status": {"status_list": {"idx": status.idx, "uri": status.uri}},
         },
     )
 
 
+def _of_login(claims: AccessClaims) -> dict[str, Any]:
+    return {
+        "sid": str(claims.session_id),
+        "auth_time": int(claims.authenticated_at.timestamp()),
+        "amr": list(claims.amr),
+        "roles": list(claims.roles),
+    }
+
+
 def read(unverified_token: str, keyring: Keyring, *, issuer: str, now: datetime) -> AccessClaims:
-    """Return the claims of an access token whose audience has the issuer itself.
+    """Return the claims of a user's access token whose audience has the issuer itself.
 
     Raises:
         TokenRejected: the token is not one of those, or its time is over.
     """
     payload = jws.open_envelope(unverified_token, TYP, keyring, now=now)
+    return _of_user(_read(payload, _reader(issuer), now))
+
+
+def read_any(unverified_token: str, keyring: Keyring, *, issuer: str, now: datetime) -> AccessClaims | ClientClaims:
+    """Return the claims of any access token of ours, whoever it is for. It lets nobody in.
+
+    Raises:
+        TokenRejected: the token is not one of ours, or its time is over.
+    """
+    payload = jws.open_envelope(unverified_token, TYP, keyring, now=now)
     with jws.own_words():
-        claims = _reader(issuer).read(payload, now=now.timestamp())
+        audience = jws.texts(parse_object(payload), "aud")
+    claims = _read(payload, ClaimsReader(issuer, frozenset(audience), leeway=jws.LEEWAY.total_seconds()), now)
+    if claims.session_id is not None:
+        return _of_user(claims)
+    if claims.subject != claims.client_id:
+        raise TokenRejected("missing_claim", "sid")
+    return ClientClaims(
+        issuer=claims.issuer,
+        audience=claims.audience,
+        client_id=jws.text(claims.raw, "client_id"),
+        token_id=jws.text(claims.raw, "jti"),
+        issued_at=claims.issued_at,
+        expires_at=claims.expires_at,
+        scope=claims.scopes,
+    )
+
+
+def _read(payload: bytes, reader: ClaimsReader, now: datetime) -> Claims:
+    with jws.own_words():
+        claims = reader.read(payload, now=now.timestamp())
     if claims.expires_at <= now:  # the leeway is for clocks that differ, and the clock that wrote this is ours
         raise TokenRejected("expired")
+    return claims
+
+
+def _of_user(claims: Claims) -> AccessClaims:
     members = claims.raw  # read again where we write less than a verifier takes
     return AccessClaims(
-        issuer=issuer,
+        issuer=claims.issuer,
         subject=read_uuid(claims.subject, "sub"),
         audience=claims.audience,
         client_id=jws.text(members, "client_id"),

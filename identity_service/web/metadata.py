@@ -13,6 +13,7 @@ router = APIRouter(tags=["Metadata"])
 
 _MAX_AGE = int(JWKS_MAX_AGE.total_seconds())
 _JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-if-error=3600"
+_BY_SECRET = ["client_secret_basic", "client_secret_post"]
 FOR_EVERYONE = {"Access-Control-Allow-Origin": "*"}
 
 
@@ -39,12 +40,14 @@ async def authorization_server(request: Request) -> JSONResponse:
         "token_endpoint": f"{issuer}/token",
         "jwks_uri": f"{issuer}/.well-known/jwks.json",
         "revocation_endpoint": f"{issuer}/revoke",
+        "introspection_endpoint": f"{issuer}/introspect",
         "status_list_aggregation_endpoint": f"{issuer}/status-lists",
         "grant_types_supported": list(offered_grants(runtime)),
         "response_types_supported": [],
         "scopes_supported": list(runtime.offered_scopes.names),
-        "token_endpoint_auth_methods_supported": ["none"],
-        "revocation_endpoint_auth_methods_supported": ["none"],
+        "token_endpoint_auth_methods_supported": ["none", *_BY_SECRET],
+        "revocation_endpoint_auth_methods_supported": ["none", *_BY_SECRET],
+        "introspection_endpoint_auth_methods_supported": _BY_SECRET,
         "service_documentation": f"{issuer}/docs",
     }
     return JSONResponse(body, headers={"Cache-Control": f"public, max-age={_MAX_AGE}", **FOR_EVERYONE})

@@ -10,9 +10,10 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from identity_service import clients, errors
-from identity_service.clients import Client
+from identity_service import errors
+from identity_service.clients import FIRST_PARTY, Client, authentication
 from identity_service.errors import IdentityError
+from identity_service.web.dependencies import actor_of, runtime_of
 from identity_service.web.problems import note
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -102,20 +103,37 @@ def require(form: Mapping[str, str], name: str) -> str:
     return form[name]
 
 
-def identify_client(request: Request, form: Mapping[str, str]) -> Client:
+async def identify_client(request: Request, form: Mapping[str, str]) -> Client:
     """Return the client that asks, by Basic (RFC 6749 2.3.1), by form parameters, or the first-party client.
 
     Raises:
         InvalidRequest: two methods at once.
         ClientRejected: unknown, or not proved.
     """
-    credentials = _basic(request)
-    if credentials is None:
-        return clients.identify(form.get("client_id", ""), presented_secret=form.get("client_secret", ""))
-    client_id, secret = credentials
-    if "client_secret" in form or form.get("client_id", client_id) != client_id:
-        raise InvalidRequest("Identify the client by one method only.")
-    return clients.identify(client_id, presented_secret=secret)
+    client_id, secret = form.get("client_id", ""), form.get("client_secret", "")
+    if (credentials := _basic(request)) is not None:
+        if secret or (client_id and client_id != credentials[0]):
+            raise InvalidRequest("Identify the client by one method only.")
+        client_id, secret = credentials
+    if client_id in ("", FIRST_PARTY.client_id):  # built in: nothing to look up
+        if secret:
+            raise errors.ClientRejected(detail="a public client has no secret")
+        return FIRST_PARTY
+    runtime = runtime_of(request)
+    async with runtime.database.connection() as db:
+        return await authentication.authenticate(db, client_id, secret, by=actor_of(request), now=runtime.now())
+
+
+async def identify_confidential_client(request: Request, form: Mapping[str, str]) -> Client:
+    """Return the client that asks, which has proved itself by a secret.
+
+    Raises:
+        InvalidRequest, ClientRejected: as above.
+    """
+    client = await identify_client(request, form)
+    if client.public:
+        raise errors.ClientRejected(detail="a public client asks")
+    return client
 
 
 def _basic(request: Request) -> tuple[str, str] | None:

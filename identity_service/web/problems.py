@@ -33,6 +33,8 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.LastAdministrator: (409, "last_administrator"),
     errors.ClientNotFound: (404, "client_not_found"),
     errors.ClientTaken: (409, "client_taken"),
+    errors.ClientBuiltIn: (409, "client_built_in"),
+    errors.ClientInvalid: (422, "client_invalid"),
     errors.ClientNotAllowed: (400, "unauthorized_client"),
     errors.SessionNotFound: (404, "session_not_found"),
     errors.Throttled: (429, "too_many_attempts"),

@@ -1,4 +1,4 @@
-"""`POST /revoke` (RFC 7009): a refresh token or an access token ends its session."""
+"""`POST /revoke` (RFC 7009): a token of a session ends the session, a client's own token is revoked by itself."""
 
 from contextlib import suppress
 
@@ -6,12 +6,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from identity_service.audit import Actor
+from identity_service.clients import own_tokens
 from identity_service.errors import TokenRejected
 from identity_service.revocation.revoking import Reason
 from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
 from identity_service.tokens import access, refresh
-from identity_service.tokens.access import AccessClaims
+from identity_service.tokens.access import AccessClaims, ClientClaims
 from identity_service.tokens.refresh import RefreshClaims
 from identity_service.web import oauth
 from identity_service.web.dependencies import actor_of, public, runtime_of
@@ -22,14 +23,17 @@ router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
 @router.post("/revoke", openapi_extra=oauth.form_schema("token", "token_type_hint"))
 @public
 async def revoke(request: Request) -> JSONResponse:
-    """End the session of a token. Unknown, expired and malformed tokens, and other clients' tokens, answer 200 too."""
+    """Revoke a token, with its session. Unknown, expired and malformed tokens, and others' tokens, answer 200 too."""
     runtime = runtime_of(request)
     form = await oauth.read_form(request)
     unverified_token = oauth.require(form, "token")
-    client = oauth.identify_client(request, form)
-    claims = _read(runtime, unverified_token)
+    client = await oauth.identify_client(request, form)
+    claims = read_token(runtime, unverified_token)
     if claims is not None and claims.client_id == client.client_id:
-        await end_session(runtime, claims, Reason.REVOKED, by=actor_of(request))
+        if isinstance(claims, ClientClaims):
+            await _revoke_own(runtime, claims, by=actor_of(request))
+        else:
+            await end_session(runtime, claims, Reason.REVOKED, by=actor_of(request))
     return JSONResponse({}, headers=oauth.NO_STORE)
 
 
@@ -41,11 +45,18 @@ async def end_session(runtime: Runtime, claims: AccessClaims | RefreshClaims, re
     )
 
 
-def _read(runtime: Runtime, unverified_token: str) -> AccessClaims | RefreshClaims | None:
+async def _revoke_own(runtime: Runtime, claims: ClientClaims, *, by: Actor) -> None:
+    by = by.proved_client(claims.client_id)
+    await runtime.database.transact(
+        lambda db: own_tokens.revoke(db, claims.client_id, claims.token_id, by=by, now=runtime.now())
+    )
+
+
+def read_token(runtime: Runtime, unverified_token: str) -> AccessClaims | ClientClaims | RefreshClaims | None:
     """Return the claims of whichever kind the token is; the hint of RFC 7009 2.1 could only mislead."""
     ring, issuer, now = runtime.keys.current, runtime.settings.issuer_url, runtime.now()
     with suppress(TokenRejected):
         return refresh.read(unverified_token, ring, issuer=issuer, now=now)
     with suppress(TokenRejected):
-        return access.read(unverified_token, ring, issuer=issuer, now=now)
+        return access.read_any(unverified_token, ring, issuer=issuer, now=now)
     return None

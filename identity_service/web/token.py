@@ -1,4 +1,4 @@
-"""`POST /token`: strict form → client → grant → answer (RFC 6749 5)."""
+"""`POST /token`: strict form → client → may it ask for this → grant → answer (RFC 6749 5)."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -8,28 +8,30 @@ from fastapi.responses import JSONResponse
 from identity_service import grants
 from identity_service.audit import Actor
 from identity_service.clients import Client
-from identity_service.errors import GrantNotOffered
-from identity_service.grants import IssuedTokens
+from identity_service.errors import ClientNotAllowed, GrantNotOffered
+from identity_service.grants import IssuedToken, IssuedTokens
 from identity_service.runtime import Runtime
 from identity_service.web import oauth
 from identity_service.web.dependencies import actor_of, public, runtime_of
 
 router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
 
-Grant = Callable[[Runtime, Client, Mapping[str, str], Actor], Awaitable[IssuedTokens]]
+Grant = Callable[[Runtime, Client, Mapping[str, str], Actor], Awaitable[IssuedToken]]
 
 
 @router.post("/token", openapi_extra=oauth.form_schema("grant_type", "username", "password", "refresh_token", "scope"))
 @public
 async def token(request: Request) -> JSONResponse:
-    """Exchange a password or a refresh token for an access token and the next refresh token."""
+    """Get an access token for a user, with the next refresh token, or for the client that asks."""
     runtime = runtime_of(request)
     form = await oauth.read_form(request)
     grant_type = oauth.require(form, "grant_type")
-    client = oauth.identify_client(request, form)
+    client = await oauth.identify_client(request, form)
     grant = offered_grants(runtime).get(grant_type)
     if grant is None:
         raise GrantNotOffered
+    if grant_type not in client.grants:
+        raise ClientNotAllowed(detail=client.client_id)
     return _answer(await grant(runtime, client, form, actor_of(request)))
 
 
@@ -52,18 +54,25 @@ async def _refresh_token(runtime: Runtime, client: Client, form: Mapping[str, st
     return await grants.refresh_token(runtime, client, unverified_token=unverified_token, scope=scope, by=by)
 
 
-GRANTS: dict[str, Grant] = {"password": _password, "refresh_token": _refresh_token}
+async def _client_credentials(runtime: Runtime, client: Client, form: Mapping[str, str], by: Actor) -> IssuedToken:
+    return await grants.client_credentials(runtime, client, scope=form.get("scope", ""), by=by)
 
 
-def _answer(issued: IssuedTokens) -> JSONResponse:
-    return JSONResponse(
-        {
-            "access_token": issued.access_token,
-            "token_type": "Bearer",
-            "expires_in": issued.expires_in,
-            "scope": " ".join(issued.scope),
-            "refresh_token": issued.refresh_token,
-            "refresh_token_expires_in": issued.refresh_token_expires_in,
-        },
-        headers=oauth.NO_STORE,
-    )
+GRANTS: dict[str, Grant] = {
+    "password": _password,
+    "refresh_token": _refresh_token,
+    "client_credentials": _client_credentials,
+}
+
+
+def _answer(issued: IssuedToken) -> JSONResponse:
+    body: dict[str, str | int] = {
+        "access_token": issued.access_token,
+        "token_type": "Bearer",
+        "expires_in": issued.expires_in,
+        "scope": " ".join(issued.scope),
+    }
+    if isinstance(issued, IssuedTokens):
+        body["refresh_token"] = issued.refresh_token
+        body["refresh_token_expires_in"] = issued.refresh_token_expires_in
+    return JSONResponse(body, headers=oauth.NO_STORE)

@@ -15,7 +15,7 @@ import pytest
 import identity_service
 from identity_service import tokens
 from identity_service.tokens import jws
-from tests.conftest import ISSUER, Api
+from tests.conftest import ISSUER, Api, Robot, register
 
 FROM_OUR_PAGE = {"Origin": ISSUER, "Content-Type": "application/json"}
 
@@ -28,6 +28,9 @@ class Login:
     access: str
     refresh: str
     status_list: str
+    robot: Robot
+    own: str
+    """The robot's own token. It is first-party: the token names this service in its audience too."""
 
     async def is_alive(self) -> bool:
         return (await self.api.me(self.access)).status_code == 200
@@ -58,6 +61,7 @@ IMPOSTORS: dict[str, Callable[[Login], str]] = {
     "statuslist+jwt over an access token's claims": lambda login: _resigned(login, "statuslist+jwt", login.access),
     "JWT over a refresh token's claims": lambda login: _resigned(login, "JWT", login.refresh),
 }
+A_CLIENTS_OWN: dict[str, Callable[[Login], str]] = {"at+jwt of a client": lambda login: login.own}
 
 
 # Acceptors: a column for each. They say whether the token did what is done here.
@@ -102,6 +106,13 @@ async def at_the_revocation_endpoint(login: Login, token: str) -> bool:
     return not await login.is_alive()
 
 
+async def at_the_introspection_endpoint(login: Login, token: str) -> bool:
+    answer = await login.robot.introspect(token)
+    assert answer["active"] or answer == {"active": False}
+    active: bool = answer["active"]
+    return active
+
+
 async def as_client_authentication(login: Login, token: str) -> bool:
     form = {"grant_type": "refresh_token", "refresh_token": login.refresh}
     headers = {"Authorization": f"Bearer {token}"}
@@ -130,12 +141,13 @@ ACCEPTORS: tuple[Acceptor, ...] = (
     in_the_refresh_cookie,
     in_the_cookie_at_logout,
     at_the_revocation_endpoint,
+    at_the_introspection_endpoint,
     as_client_authentication,
     as_a_client_secret,
     as_a_password,
 )
 DESIGNED: dict[str, set[Acceptor]] = {
-    "at+jwt": {as_bearer, as_bearer_of_a_change, at_the_revocation_endpoint},
+    "at+jwt": {as_bearer, as_bearer_of_a_change, at_the_revocation_endpoint, at_the_introspection_endpoint},
     "rt+jwt": {
         at_the_token_endpoint,
         in_the_refresh_cookie,
@@ -144,21 +156,23 @@ DESIGNED: dict[str, set[Acceptor]] = {
     },
     "statuslist+jwt": set(),
 }
+DESIGNED_FOR_CLIENTS: dict[str, set[Acceptor]] = {"at+jwt of a client": {at_the_introspection_endpoint}}
 
 
 @pytest.fixture
 async def login(api, alice) -> Login:
     tokens = await alice.log_in()
     status_list = (await api.http.get("/status-lists/0")).text
-    return Login(api, tokens["access_token"], tokens["refresh_token"], status_list)
+    robot = await register(api, "robot", first_party=True)
+    return Login(api, tokens["access_token"], tokens["refresh_token"], status_list, robot, await robot.access_token())
 
 
 @pytest.mark.parametrize("acceptor", ACCEPTORS)
-@pytest.mark.parametrize("kind", [*KINDS, *IMPOSTORS])
+@pytest.mark.parametrize("kind", [*KINDS, *IMPOSTORS, *A_CLIENTS_OWN])
 async def test_a_kind_of_token_passes_only_where_it_belongs(login: Login, kind: str, acceptor: Acceptor):
     """Refused elsewhere without an effect: the session still stands where it stood."""
-    token = (KINDS | IMPOSTORS)[kind](login)
-    belongs = acceptor in DESIGNED.get(kind, set())
+    token = (KINDS | IMPOSTORS | A_CLIENTS_OWN)[kind](login)
+    belongs = acceptor in (DESIGNED | DESIGNED_FOR_CLIENTS).get(kind, set())
     assert await acceptor(login, token) == belongs
     if not belongs:
         assert await login.is_alive()

@@ -237,6 +237,7 @@ async def test_the_description_names_every_route_and_what_each_asks_for(api):
     assert operations.keys() - guarded == {
         ("POST", "/token"),
         ("POST", "/revoke"),
+        ("POST", "/introspect"),
         ("POST", "/login"),
         ("POST", "/refresh"),
         ("POST", "/logout"),

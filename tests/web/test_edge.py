@@ -73,6 +73,7 @@ async def test_what_is_not_there_is_a_problem_document(api):
     [
         ("/token", "POST", "GET"),
         ("/revoke", "POST", "GET"),
+        ("/introspect", "POST", "GET"),
         ("/login", "POST", "GET"),
         ("/refresh", "POST", "PUT"),
         ("/logout", "POST", "GET"),
@@ -162,7 +163,8 @@ async def test_a_short_length_does_not_smuggle_a_long_body_past_the_limit(api):
 
 async def test_no_path_and_no_type_of_body_is_exempt_from_the_limit(api):
     body = b"x" * (LIMIT + 1)
-    for path in ("/token", "/revoke", "/login", "/users", "/users/me/password", "/nowhere", "/health", "/"):
+    paths = ("/token", "/revoke", "/introspect", "/login", "/users", "/users/me/password", "/nowhere", "/health", "/")
+    for path in paths:
         for media_type in ("application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
             for content in (body, in_chunks(body)):
                 answer = await api.http.post(path, content=content, headers={"Content-Type": media_type})

@@ -40,8 +40,12 @@ FORM_ROUTES: dict[str, list[dict[str, str]]] = {
     "/token": [
         {"grant_type": "password", "username": "alice", "password": PASSWORD, "scope": "a", "client_id": "first-party"},
         {"grant_type": "refresh_token", "refresh_token": "a.b.c", "scope": "a", "client_id": "first-party"},
+        {"grant_type": "client_credentials", "scope": "a", "client_id": "robot", "client_secret": "x"},
     ],
     "/revoke": [{"token": "a.b.c", "token_type_hint": "refresh_token", "client_id": "first-party"}],
+    "/introspect": [
+        {"token": "a.b.c", "token_type_hint": "refresh_token", "client_id": "robot", "client_secret": "x"},
+    ],
 }
 
 MALFORMED = problem(400, "malformed_json", "The body is not valid JSON in UTF-8.")
@@ -478,7 +482,7 @@ async def test_strange_client_credentials_are_a_refusal(api):
     """TOK-6, TOK-7, F47"""
     for authorization in STRANGE_CREDENTIALS:
         for path, forms in FORM_ROUTES.items():
-            form = {name: value for name, value in forms[0].items() if name != "client_id"}
+            form = {name: value for name, value in forms[0].items() if not name.startswith("client_")}
             answer = await api.http.post(path, data=form, headers=[(b"Authorization", authorization.encode())])
             assert_oauth_error(answer, 401, "invalid_client")
             assert answer.headers["www-authenticate"] == 'Basic realm="identity", charset="UTF-8"'

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from identity_service.signing import jwks
-from tests.conftest import ISSUER, PASSWORD, Api
+from tests.conftest import ISSUER, PASSWORD, Api, bearer, register
 from tests.web.answers import problem, seen
 
 JWKS = "/.well-known/jwks.json"
@@ -236,12 +236,14 @@ async def test_the_metadata_says_what_is_offered_and_where(api):
         "token_endpoint": f"{ISSUER}/token",
         "jwks_uri": f"{ISSUER}/.well-known/jwks.json",
         "revocation_endpoint": f"{ISSUER}/revoke",
+        "introspection_endpoint": f"{ISSUER}/introspect",
         "status_list_aggregation_endpoint": f"{ISSUER}/status-lists",
-        "grant_types_supported": ["password", "refresh_token"],
+        "grant_types_supported": ["password", "refresh_token", "client_credentials"],
         "response_types_supported": [],
         "scopes_supported": ["identity:admin"],
-        "token_endpoint_auth_methods_supported": ["none"],
-        "revocation_endpoint_auth_methods_supported": ["none"],
+        "token_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
+        "revocation_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
+        "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
         "service_documentation": f"{ISSUER}/docs",
     }
 
@@ -262,7 +264,7 @@ async def test_every_address_in_the_metadata_and_at_the_root_answers(api):
         for value in document.values()
         if isinstance(value, str) and value.startswith("http")
     }
-    assert len(addresses) == 7
+    assert len(addresses) == 8
     for address in addresses:
         assert address == ISSUER or address.startswith(f"{ISSUER}/")
         answer = await api.http.get(address)
@@ -286,19 +288,29 @@ async def test_the_grant_types_listed_are_those_that_are_offered(start_api, pass
             errors[grant_type] = answer.json()["error"]
         assert {name for name, error in errors.items() if error != "unsupported_grant_type"} == set(listed)
         assert ("password" in listed) is (password_grant == "on")
-        assert {errors[name] for name in listed} == {"invalid_request"}  # offered, and more is needed
+        assert errors.pop("client_credentials") == "unauthorized_client"  # offered, to confidential clients
+        assert {errors[name] for name in errors if name in listed} == {"invalid_request"}  # and more is needed
 
 
-async def test_the_only_client_authentication_listed_is_the_only_one_taken(api, alice):
-    form = {"grant_type": "password", "username": "alice", "password": PASSWORD}
-    assert (await metadata(api))["token_endpoint_auth_methods_supported"] == ["none"]
-    answers: list[httpx2.Response] = [
-        await api.http.post("/token", data=form | {"client_id": "first-party"}),
-        await api.http.post("/token", data=form | {"client_id": "first-party", "client_secret": "x"}),
+async def test_every_client_authentication_listed_is_taken_and_no_other(api, alice):
+    """MET-2: `none` is for the built-in client, which has no secret."""
+    secret = (await register(api, "robot")).secret
+    form = {"grant_type": "client_credentials"}
+    bearing = bearer((await alice.log_in())["access_token"])
+    taken = {
+        "none": await api.token(grant_type="password", username="alice", password=PASSWORD, client_id="first-party"),
+        "client_secret_basic": await api.http.post("/token", data=form, auth=("robot", secret)),
+        "client_secret_post": await api.token(**form, client_id="robot", client_secret=secret),
+    }
+    assert [answer.status_code for answer in taken.values()] == [200] * 3
+    assert (await metadata(api))["token_endpoint_auth_methods_supported"] == list(taken)
+    refused: list[httpx2.Response] = [
+        await api.token(**form, client_id="robot"),
+        await api.token(grant_type="password", username="alice", password=PASSWORD, client_secret="x"),
         await api.http.post("/token", data=form, auth=("first-party", "x")),
+        await api.http.post("/token", data=form | {"client_id": "robot"}, headers=bearing),
     ]
-    assert [answer.status_code for answer in answers] == [200, 401, 401]
-    assert {answer.json()["error"] for answer in answers[1:]} == {"invalid_client"}
+    assert {(answer.status_code, answer.json()["error"]) for answer in refused} == {(401, "invalid_client")}
 
 
 async def test_every_scope_listed_can_be_had(api, alice):

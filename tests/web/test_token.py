@@ -435,7 +435,7 @@ async def test_without_the_password_grant_a_login_is_unsupported(start_api: Star
         refused(await api.token(**{**LOGIN, "password": "wrong"}), 400, "unsupported_grant_type")
         assert await api.scalar("SELECT count(*) FROM sessions") == 0
         metadata = (await api.http.get("/.well-known/oauth-authorization-server")).json()
-        assert metadata["grant_types_supported"] == ["refresh_token"]
+        assert metadata["grant_types_supported"] == ["refresh_token", "client_credentials"]
         assert alice.id
 
 
