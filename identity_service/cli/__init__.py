@@ -33,7 +33,7 @@ EXIT_CODES: dict[type[IdentityError], int] = {
 """What is not listed exits with 1."""
 
 COMMANDS = ("serve", "migrate", "healthcheck")
-NOUNS = ("keys", "users", "roles", "audit", "config")
+NOUNS = ("keys", "users", "roles", "clients", "audit", "config")
 
 
 def assemble(typed: str) -> typer.Typer:

@@ -1,6 +1,7 @@
 """The commands that others script against: their JSON, their words and their exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from datetime import datetime
@@ -198,6 +199,85 @@ def test_what_cannot_be_done_with_a_role_has_its_exit_code(command: Command, arg
     command("users", "create", "alice", "--password-stdin", stdin=PASSWORD)
     command("roles", "create", "guest")
     outcome = command("roles", *arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err
+
+
+def test_clients_create_prints_the_secret_once(command: Command):
+    made = command("clients", "create", "robot", "--grant", "client_credentials", "--scope", "a b", "--json")
+    assert made.code == 0
+    client = json.loads(made.out)
+    secret = client.pop("client_secret")
+    assert secret.startswith("ids_")
+    assert len(secret) == 47
+    assert client == {
+        "client_id": "robot",
+        "grants": ["client_credentials"],
+        "scopes": ["a", "b"],
+        "audience": [],
+        "first_party": False,
+        "public": False,
+        "access_lifetime": None,
+        "created_at": client["created_at"],
+        "secret_changed_at": client["created_at"],
+        "previous_secret_expires_at": None,
+        "disabled_at": None,
+    }
+    assert json.loads(command("clients", "show", "robot", "--json").out) == client
+    listed = json.loads(command("clients", "list", "--json").out)
+    assert [row["client_id"] for row in listed] == ["first-party", "robot"]
+    assert listed[1] == client
+    shown = command("clients", "list").out + command("clients", "show", "robot").out
+    assert secret not in shown
+    assert "robot        enabled   client_credentials  a b\n" in shown
+
+
+def test_clients_set_rotate_secret_disable_enable_delete(command: Command):
+    arguments = ("--grant", "client_credentials", "--audience", "orders", "--access-lifetime", "60")
+    made = command("clients", "create", "robot", *arguments)
+    first = re.findall(r"ids_\S+", made.out)
+    changed = json.loads(command("clients", "set", "robot", "--scope", "a", "--access-lifetime", "0", "--json").out)
+    assert (changed["scopes"], changed["audience"], changed["access_lifetime"]) == (["a"], ["orders"], None)
+    assert json.loads(command("clients", "set", "robot", "--audience", "", "--json").out)["audience"] == []
+    for overlap, kept in (((), True), (("--overlap", "5"), True), (("--overlap", "0"), False)):
+        rotated = json.loads(command("clients", "rotate-secret", "robot", *overlap, "--json").out)
+        assert rotated["client_secret"].startswith("ids_")
+        assert rotated["client_secret"] not in first
+        assert (rotated["previous_secret_expires_at"] is not None) == kept
+    assert json.loads(command("clients", "disable", "robot", "--json").out)["disabled_at"]
+    assert "robot        disabled" in command("clients", "list").out
+    assert json.loads(command("clients", "enable", "robot", "--json").out)["disabled_at"] is None
+    assert command("clients", "delete", "robot").out == "Deleted robot.\n"
+    assert command("clients", "show", "robot").code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("show", "nobody"), 3),
+        (("set", "nobody"), 3),
+        (("rotate-secret", "nobody"), 3),
+        (("disable", "nobody"), 3),
+        (("enable", "nobody"), 3),
+        (("delete", "nobody"), 3),
+        (("create", "robot", "--grant", "client_credentials"), 4),
+        (("create", "first-party", "--grant", "client_credentials"), 4),
+        (("disable", "first-party"), 4),
+        (("delete", "first-party"), 4),
+        (("rotate-secret", "first-party"), 4),
+        (("create", "a b", "--grant", "client_credentials"), 1),
+        (("create", "other"), 1),
+        (("create", "other", "--grant", "password", "--grant", "refresh_token"), 1),
+        (("create", "other", "--grant", "client_credentials", "--scope", "identity:admin"), 1),
+        (("create", "other", "--grant", "client_credentials", "--access-lifetime", "601"), 1),
+        (("create", "other", "--grant", "client_credentials", "--access-lifetime", "86401"), 2),
+        (("rotate-secret", "robot", "--overlap", "-1"), 2),
+        (("create",), 2),
+    ],
+)
+def test_what_cannot_be_done_with_a_client_has_its_exit_code(command: Command, arguments, code):
+    command("clients", "create", "robot", "--grant", "client_credentials")
+    outcome = command("clients", *arguments)
     assert (outcome.code, outcome.out) == (code, "")
     assert outcome.err
 
