@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import inspect
+import json
 import os
 import re
 import runpy
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
@@ -30,9 +31,14 @@ from tests.services import Service, environment_of, start_service
 
 ROOT = Path(__file__).parents[1]
 ISSUER = "https://id.example.com"
-README, PROTECT, OTHERS = (
+README, PROTECT, OTHERS, SERVICES = (
     (ROOT / name).read_text()
-    for name in ("README.md", "docs/guides/protect-a-service.md", "docs/guides/verify-in-other-languages.md")
+    for name in (
+        "README.md",
+        "docs/guides/protect-a-service.md",
+        "docs/guides/verify-in-other-languages.md",
+        "docs/guides/service-to-service.md",
+    )
 )
 _BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE_NAME = re.compile(r"# (\w+\.py)\n")
@@ -239,6 +245,65 @@ def test_every_event_in_the_log_is_named() -> None:
     sources = [path.read_text() for path in (ROOT / "identity_service" / "verifier").glob("*.py")]
     logged = {event for text in sources for event in re.findall(r'log\.\w+\("(verifier\.\w+)', text)}
     assert set(re.findall(r"`(verifier\.\w+)`", section(PROTECT, "See how it stands"))) == logged
+
+
+# Service to service
+
+
+def clients(service: Service, *arguments: str) -> Any:
+    command = [sys.executable, "-m", "identity_service", "clients", *arguments, "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=service.environment)
+    return json.loads(done.stdout)
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    end = time.monotonic() + 5
+    while not await holds():
+        assert time.monotonic() < end, "it took too long"
+        await asyncio.sleep(0.02)
+
+
+def test_one_service_calls_another_until_its_client_is_disabled(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the commands of the guide; a revocation in between costs one more request, a disabling is the end."""
+    made = clients(
+        service, "create", "reports", "--grant", "client_credentials", "--scope", "orders:read", "--audience", "orders"
+    )
+    monkeypatch.setenv("REPORTS_SECRET", made["client_secret"])
+    folder = write(tmp_path, files(SERVICES), issuer=service.environment["IDENTITY_ISSUER_URL"])
+    reports, orders = load(folder / "reports.py"), load(folder / "orders.py")
+    reports.orders._transport = httpx2.ASGITransport(app=orders.app)
+    auth = reports.orders.auth
+
+    async def connected() -> bool:
+        stream: bool = orders.auth.verifier.status().stream_connected
+        return stream
+
+    async def got_another_token(kept: str) -> bool:
+        assert await reports.todays_orders() == ["an order, for the service reports"]
+        return bool(auth._token != kept)
+
+    async def refused() -> bool:
+        try:
+            await reports.todays_orders()
+        except httpx2.HTTPStatusError as error:
+            return (error.response.status_code, error.request.url.path) == (401, "/token")
+        return False
+
+    async def call() -> None:
+        assert await got_another_token("")
+        kept = auth._token
+        assert not await got_another_token(kept), "it serves for many calls"
+        await eventually(connected)
+        form = {"token": kept, "client_id": "reports", "client_secret": made["client_secret"]}
+        assert service.post("/revoke", data=form).status_code == 200
+        await eventually(lambda: got_another_token(kept))
+        await asyncio.to_thread(clients, service, "disable", "reports")
+        await eventually(refused)
+        await orders.auth.verifier.aclose()
+
+    asyncio.run(call())
 
 
 # Other languages, and the README
