@@ -172,7 +172,7 @@ async def disable(db: Connection, unverified_client_id: str, *, by: Actor, now: 
     locked = await _lock(db, unverified_client_id)
     client = await store.set_disabled(db, locked.client.client_id, disabled_at=now)
     await _record(db, Event.CLIENT_DISABLED, client.client_id, by=by, now=now)
-    # Whoever was being let in holds the row that was just locked, and is seen by now; whoever comes later sees it.
+    # What was being issued had passed the gate that `_lock` closed, and is seen by now; what comes later sees this.
     await lifecycle.end_all_of_client(db, client.client_id, reason=Reason.DISABLED, by=by, now=now)
     await own_tokens.revoke_all(db, client.client_id, reason=Reason.DISABLED, by=by, now=now)
     return client

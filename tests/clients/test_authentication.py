@@ -184,13 +184,11 @@ async def test_failures_are_recorded_without_what_was_presented(api, robot):
 
 
 async def test_a_client_that_is_built_in_costs_no_query(api, alice):
-    """One statement a refresh: the client is not one of its own."""
+    """Whoever looked at the table would find it missing, and answer 503."""
     token = (await alice.log_in())["refresh_token"]
-    asked = []
     async with api.database.connection() as db:
         await db.execute("ALTER TABLE clients RENAME TO hidden")
     try:
-        # Whatever names the table has to be planned again, and finds it missing.
         asked = [await api.token(grant_type="client_credentials"), await api.token(grant_type="x")]
     finally:
         await api.scalar("ALTER TABLE hidden RENAME TO clients")
