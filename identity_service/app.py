@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
-from identity_service import logs
+from identity_service import logs, throttling
 from identity_service import settings as configuration
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
@@ -33,6 +33,7 @@ from identity_service.signing.live import LiveKeyring, open_keys
 from identity_service.web import accounts, docs, health, login, metadata, problems, revocation, token
 from identity_service.web import status_lists as status_list_routes
 from identity_service.web.middleware import Edge, EdgePolicy
+from identity_service.web.proxies import TrustedProxies
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ def _edge_policy(settings: Settings) -> EdgePolicy:
         hosts=hosts,
         origins=frozenset((settings.issuer_url, *settings.allowed_origins)),
         strict_transport=settings.secure_cookies,
+        proxies=TrustedProxies(settings.trusted_proxies),
     )
 
 
@@ -174,7 +176,8 @@ async def _prune(runtime: Runtime) -> None:
     while True:
         async with runtime.database.connection() as db:
             went = await lifecycle.prune(db, now=runtime.now())
-        if went < lifecycle.PRUNE_BATCH:
+            tallies = await throttling.prune(db, now=runtime.now())
+        if went < lifecycle.PRUNE_BATCH and tallies < throttling.PRUNE_BATCH:
             return
         await asyncio.sleep(PRUNE_PAUSE_SECONDS)
 

@@ -10,9 +10,10 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from identity_service import clients, errors
+from identity_service import clients, errors, throttling
 from identity_service.clients import Client
 from identity_service.errors import IdentityError
+from identity_service.web.dependencies import actor_of, runtime_of
 from identity_service.web.problems import note
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -102,20 +103,39 @@ def require(form: Mapping[str, str], name: str) -> str:
     return form[name]
 
 
-def identify_client(request: Request, form: Mapping[str, str]) -> Client:
+async def identify_client(request: Request, form: Mapping[str, str]) -> Client:
     """Return the client that asks, by Basic (RFC 6749 2.3.1), by form parameters, or the first-party client.
 
     Raises:
         InvalidRequest: two methods at once.
         ClientRejected: unknown, or not proved.
+        Throttled: too many secrets before this one were wrong.
     """
     credentials = _basic(request)
     if credentials is None:
-        return clients.identify(form.get("client_id", ""), presented_secret=form.get("client_secret", ""))
-    client_id, secret = credentials
-    if "client_secret" in form or form.get("client_id", client_id) != client_id:
-        raise InvalidRequest("Identify the client by one method only.")
-    return clients.identify(client_id, presented_secret=secret)
+        client_id, secret = form.get("client_id", ""), form.get("client_secret", "")
+    else:
+        client_id, secret = credentials
+        if "client_secret" in form or form.get("client_id", client_id) != client_id:
+            raise InvalidRequest("Identify the client by one method only.")
+    if not secret:
+        return clients.identify(client_id, presented_secret="")
+    return await _prove_client(request, client_id, secret)
+
+
+async def _prove_client(request: Request, client_id: str, secret: str) -> Client:
+    runtime, by = runtime_of(request), actor_of(request)
+    attempt = throttling.client_attempt(client_id, by.address, exempt=runtime.settings.throttle_exempt)
+    try:
+        client = clients.identify(client_id, presented_secret=secret)
+    except errors.ClientRejected:
+        await runtime.database.transact(
+            lambda db: throttling.count_failure(db, attempt, by=by, subject=None, now=runtime.now())
+        )
+        raise
+    # Comparing a digest costs nothing worth saving, so this is the only look.
+    await runtime.database.transact(lambda db: throttling.admit(db, attempt, now=runtime.now()))
+    return client
 
 
 def _basic(request: Request) -> tuple[str, str] | None:

@@ -26,7 +26,7 @@ async def revoke(request: Request) -> JSONResponse:
     runtime = runtime_of(request)
     form = await oauth.read_form(request)
     unverified_token = oauth.require(form, "token")
-    client = oauth.identify_client(request, form)
+    client = await oauth.identify_client(request, form)
     claims = _read(runtime, unverified_token)
     if claims is not None and claims.client_id == client.client_id:
         await end_session(runtime, claims, Reason.REVOKED, by=actor_of(request))

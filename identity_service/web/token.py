@@ -26,7 +26,7 @@ async def token(request: Request) -> JSONResponse:
     runtime = runtime_of(request)
     form = await oauth.read_form(request)
     grant_type = oauth.require(form, "grant_type")
-    client = oauth.identify_client(request, form)
+    client = await oauth.identify_client(request, form)
     grant = offered_grants(runtime).get(grant_type)
     if grant is None:
         raise GrantNotOffered
