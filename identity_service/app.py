@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from identity_service import logs, throttling
 from identity_service import settings as configuration
+from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
 from identity_service.audit import chain
@@ -66,7 +67,9 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
             async with open_database(url, pool_size=settings.database_pool_size) as database:
                 revocations = RevocationFeed(database)
                 status_lists = StatusLists(revocations, keys, issuer=settings.issuer_url)
-                runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, OfferedScopes(), now)
+                breaches = BreachCheck(settings.breach_check_url) if settings.breach_check_url else None
+                scopes = OfferedScopes()
+                runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, breaches, scopes, now)
                 app.state.runtime = runtime
                 _stop_gently(app, runtime)
                 with suppress(DatabaseUnavailable):  # then it is the first thing done when the database is there

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from identity_service.errors import ConfigurationError
-from identity_service.verifier.addresses import is_loopback
+from identity_service.verifier.addresses import check_url, is_loopback
 
 PREFIX = "IDENTITY_"
 UNPREFIXED = {"database_url": "DATABASE_URL"}
@@ -113,6 +113,7 @@ class Settings(BaseModel):
     signup: Literal["open", "closed"] = "open"
     password_grant: Switch = "on"  # noqa: S105 - a switch, not a secret
     password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
+    breach_check_url: str = ""
     argon2_memory_kib: Annotated[int, Field(ge=8, le=4_194_304)] = 19456
     argon2_time_cost: Annotated[int, Field(ge=1, le=100)] = 2
     argon2_parallelism: Annotated[int, Field(ge=1, le=64)] = 1
@@ -156,6 +157,19 @@ class Settings(BaseModel):
                 raise ValueError("must list exact origins such as https://app.example.com, without path or wildcard")
             if origin.startswith("http://") and not is_loopback(urlsplit(origin).hostname or ""):
                 raise ValueError("must list https origins (plain http only on localhost)")
+        return value
+
+    @field_validator("breach_check_url")
+    @classmethod
+    def _range_api(cls, value: str) -> str:
+        try:
+            if value:
+                check_url(value)
+        except ValueError:
+            raise ValueError(
+                "must be an https address without query, such as https://breaches.example.com/range "
+                "(plain http only on localhost)"
+            ) from None
         return value
 
     @field_validator("trusted_proxies")

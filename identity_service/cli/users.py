@@ -7,6 +7,7 @@ import typer
 
 from identity_service import throttling
 from identity_service.accounts import User, registration, store
+from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.cli.environment import load_settings, operator, print_json, with_database
 from identity_service.database import Connection, Database
@@ -43,7 +44,12 @@ def create(
         cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
         hashing = PasswordHashing(cost, threads=1)
         password_hash = await registration.hash_new_password(
-            hashing, password, username=name, email=address, min_length=settings.password_min_length
+            hashing,
+            password,
+            username=name,
+            email=address,
+            min_length=settings.password_min_length,
+            breaches=BreachCheck(settings.breach_check_url) if settings.breach_check_url else None,
         )
         now = utc_now()
         roles = tuple(dict.fromkeys(role or ()))

@@ -171,5 +171,10 @@ async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
 
 async def _hash_new(runtime: Runtime, password: str, *, username: str, email: str | None) -> str:
     return await registration.hash_new_password(
-        runtime.passwords, password, username=username, email=email, min_length=runtime.settings.password_min_length
+        runtime.passwords,
+        password,
+        username=username,
+        email=email,
+        min_length=runtime.settings.password_min_length,
+        breaches=runtime.breaches,
     )
