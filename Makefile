@@ -32,7 +32,7 @@ static: .venv/dev.stamp ## Lint, types and import contracts
 
 coverage: .venv/dev.stamp ## Run the tests and hold the core at full branch coverage
 	@$(BIN)/pytest -q -n auto --dist worksteal --cov --cov-report=
-	@$(BIN)/coverage report --fail-under=100 --include='identity_service/accounts/*,identity_service/sessions/*,identity_service/tokens/*,identity_service/signing/*,identity_service/revocation/*,identity_service/verifier/*'
+	@$(BIN)/coverage report --fail-under=100 --include='identity_service/accounts/*,identity_service/sessions/*,identity_service/tokens/*,identity_service/signing/*,identity_service/revocation/*,identity_service/throttling/*,identity_service/verifier/*'
 
 soak: .venv/dev.stamp ## Measure revocations and rotations between processes, for some ten minutes
 	@$(BIN)/pytest -q tests/processes --soak -o log_cli=true -o log_cli_level=info --log-disable=httpx2

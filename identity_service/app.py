@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
-from identity_service import logs
+from identity_service import logs, throttling
 from identity_service import settings as configuration
+from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
 from identity_service.audit import chain
@@ -35,6 +36,7 @@ from identity_service.signing.live import LiveKeyring, open_keys
 from identity_service.web import accounts, docs, health, introspection, login, metadata, problems, revocation, token
 from identity_service.web import status_lists as status_list_routes
 from identity_service.web.middleware import Edge, EdgePolicy
+from identity_service.web.proxies import TrustedProxies
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,9 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
             async with open_database(url, pool_size=settings.database_pool_size) as database:
                 revocations = RevocationFeed(database)
                 status_lists = StatusLists(revocations, keys, issuer=settings.issuer_url)
-                runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, OfferedScopes(), now)
+                breaches = BreachCheck(settings.breach_check_url) if settings.breach_check_url else None
+                scopes = OfferedScopes()
+                runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, breaches, scopes, now)
                 app.state.runtime = runtime
                 _stop_gently(app, runtime)
                 with suppress(DatabaseUnavailable):  # then it is the first thing done when the database is there
@@ -134,6 +138,7 @@ def _edge_policy(settings: Settings) -> EdgePolicy:
         hosts=hosts,
         origins=frozenset((settings.issuer_url, *settings.allowed_origins)),
         strict_transport=settings.secure_cookies,
+        proxies=TrustedProxies(settings.trusted_proxies),
     )
 
 
@@ -177,7 +182,8 @@ async def _prune(runtime: Runtime) -> None:
         async with runtime.database.connection() as db:
             went = await lifecycle.prune(db, now=runtime.now())
             went += await own_tokens.prune(db, now=runtime.now())
-        if went < lifecycle.PRUNE_BATCH:
+            tallies = await throttling.prune(db, now=runtime.now())
+        if went < lifecycle.PRUNE_BATCH and tallies < throttling.PRUNE_BATCH:
             return
         await asyncio.sleep(PRUNE_PAUSE_SECONDS)
 

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from identity_service import audit, scopes
-from identity_service.accounts import Credentials, authentication, roles
+from identity_service import audit, scopes, throttling
+from identity_service.accounts import authentication, roles
 from identity_service.accounts import store as accounts
 from identity_service.audit import Actor, Event, Subject
 from identity_service.clients import Client, own_tokens
 from identity_service.database import Connection
-from identity_service.errors import InvalidCredentials, ScopeRejected, SessionEnded, TokenRejected
+from identity_service.errors import IdentityError, InvalidCredentials, ScopeRejected, SessionEnded, TokenRejected
 from identity_service.runtime import Runtime
 from identity_service.sessions import Session, lifecycle, rotation
 from identity_service.shell import token_id, uuid7
 from identity_service.signing.keyring import Key
+from identity_service.throttling import Attempt
 from identity_service.tokens import access, refresh
 
 
@@ -46,19 +47,26 @@ async def password(
 
     Raises:
         InvalidCredentials: whatever the reason.
+        Throttled: too many failures before this one.
         ScopeRejected: the scope is malformed.
         HashingOverloaded: too many logins at once.
     """
     requested = scopes.parse(scope)
     key = runtime.keys.current.signer(runtime.now())
     async with runtime.database.connection() as db:
-        credentials = await authentication.find_credentials(db, username)
+        identified = await authentication.identify(db, username)
+        attempt = throttling.password_attempt(
+            identified.user_id, identified.username, by.address, exempt=runtime.settings.throttle_exempt
+        )
+        await throttling.check(db, attempt, now=runtime.now())
+    credentials = identified.credentials
     try:
         verdict = await authentication.prove(credentials, password, runtime.passwords)
         assert credentials is not None, "an unknown user is never proved"
         user, now = credentials.user, runtime.now()
 
         async def start(db: Connection) -> Session:
+            await throttling.admit(db, attempt, now=now)
             if verdict.replacement is not None:
                 await accounts.update_hash(db, user.id, old=credentials.password_hash, new=verdict.replacement)
             return await lifecycle.start(
@@ -76,20 +84,28 @@ async def password(
 
         session = await runtime.database.transact(start)
     except InvalidCredentials as error:
-        await _record_failure(runtime, client, credentials, error, by=by)
+        by = replace(by, client_id=client.client_id)
+        subject = Subject("user", str(credentials.user.id)) if credentials is not None else None
+        await count_failure(runtime, attempt, Event.USER_LOGIN, subject, error, by=by)
         raise
     return _issue(runtime, client, key, session, scope=session.scope, now=now)
 
 
-async def _record_failure(
-    runtime: Runtime, client: Client, credentials: Credentials | None, error: InvalidCredentials, *, by: Actor
+async def count_failure(
+    runtime: Runtime, attempt: Attempt, event: Event, subject: Subject | None, error: IdentityError, *, by: Actor
 ) -> None:
-    subject = Subject("user", str(credentials.user.id)) if credentials is not None else None
-    by = replace(by, client_id=client.client_id)
-    async with runtime.database.connection() as db:
-        await audit.record(
-            db, Event.USER_LOGIN, subject, by=by, now=runtime.now(), outcome="failure", reason=error.detail
-        )
+    """Count a password or a client's secret that was wrong, and record the event.
+
+    Raises:
+        Throttled: it was one of too many at once; see `throttling.count_failure`.
+    """
+    now = runtime.now()
+
+    async def count(db: Connection) -> None:
+        await throttling.count_failure(db, attempt, by=by, subject=subject, now=now)
+        await audit.record(db, event, subject, by=by, now=now, outcome="failure", reason=error.detail)
+
+    await runtime.database.transact(count)
 
 
 async def refresh_token(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
 from identity_service.clients import Client
@@ -25,6 +26,7 @@ class Runtime:
     revocations: RevocationFeed
     status_lists: StatusLists
     passwords: PasswordHashing
+    breaches: BreachCheck | None
     offered_scopes: OfferedScopes
     now: Callable[[], datetime]
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from pydantic import (
 )
 
 from identity_service.errors import ConfigurationError
-from identity_service.verifier.addresses import is_loopback
+from identity_service.verifier.addresses import check_url, is_loopback
 
 PREFIX = "IDENTITY_"
 UNPREFIXED = {"database_url": "DATABASE_URL"}
@@ -52,6 +53,25 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Switch = Literal["on", "off"]
 
 
+def _networks(value: object) -> object:
+    words = _words(value)
+    return tuple(_network(word) for word in words) if isinstance(words, tuple) else words
+
+
+def _network(word: object) -> IPv4Network | IPv6Network:
+    try:
+        network = ip_network(word)  # type: ignore[arg-type]  # whatever it cannot read is refused below
+    except ValueError:
+        raise ValueError("must list addresses or networks such as 192.0.2.7, 10.0.0.0/8 or fd00::/8") from None
+    if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped) is not None:
+        # Addresses are compared in their own family.
+        network = ip_network((int(mapped), max(0, network.prefixlen - 96)), strict=False)
+    return network
+
+
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
+
+
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII)
 _POSTGRES = re.compile(r"postgres(ql)?(\+[a-z0-9]+)?://([^@/#?\s]*@)?[^@/#?\s]*(/[^@/#?\s]*)?(\?[^#\s]*)?", re.ASCII)
 
@@ -71,6 +91,8 @@ class Settings(BaseModel):
     issuer_url: str = ""
     allowed_origins: Words = ()
     allowed_hosts: Words = ()
+    trusted_proxies: Networks = ()
+    throttle_exempt: Networks = ()
     drain: Window = timedelta(0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -91,6 +113,7 @@ class Settings(BaseModel):
     signup: Literal["open", "closed"] = "open"
     password_grant: Switch = "on"  # noqa: S105 - a switch, not a secret
     password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
+    breach_check_url: str = ""
     argon2_memory_kib: Annotated[int, Field(ge=8, le=4_194_304)] = 19456
     argon2_time_cost: Annotated[int, Field(ge=1, le=100)] = 2
     argon2_parallelism: Annotated[int, Field(ge=1, le=64)] = 1
@@ -134,6 +157,26 @@ class Settings(BaseModel):
                 raise ValueError("must list exact origins such as https://app.example.com, without path or wildcard")
             if origin.startswith("http://") and not is_loopback(urlsplit(origin).hostname or ""):
                 raise ValueError("must list https origins (plain http only on localhost)")
+        return value
+
+    @field_validator("breach_check_url")
+    @classmethod
+    def _range_api(cls, value: str) -> str:
+        try:
+            if value:
+                check_url(value)
+        except ValueError:
+            raise ValueError(
+                "must be an https address without query, such as https://breaches.example.com/range "
+                "(plain http only on localhost)"
+            ) from None
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _not_everybody(cls, value: tuple[IPv4Network | IPv6Network, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+        if any(network.prefixlen == 0 for network in value):
+            raise ValueError("must not trust every address: anybody could then give any address as theirs")
         return value
 
     @field_validator("audience")

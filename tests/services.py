@@ -103,6 +103,7 @@ def environment_of(database_url: str, keys_dir: Path) -> dict[str, str]:
     return {
         "DATABASE_URL": database_url,
         "IDENTITY_KEYS_DIR": str(keys_dir),
+        "IDENTITY_THROTTLE_EXEMPT": "127.0.0.0/8",
         "IDENTITY_ARGON2_MEMORY_KIB": "8",
         "IDENTITY_ARGON2_TIME_COST": "1",
     }

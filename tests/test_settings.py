@@ -53,6 +53,15 @@ def test_the_default_issuer_follows_the_port():
         ({"IDENTITY_ALLOWED_ORIGINS": "https://a.example/x"}, "IDENTITY_ALLOWED_ORIGINS: must list exact origins"),
         ({"IDENTITY_ALLOWED_ORIGINS": "null"}, "IDENTITY_ALLOWED_ORIGINS: must list exact origins"),
         ({"IDENTITY_AUDIENCE": ","}, "IDENTITY_AUDIENCE: must name at least one audience"),
+        ({"IDENTITY_TRUSTED_PROXIES": "10.0.0.1/8"}, "IDENTITY_TRUSTED_PROXIES: must list addresses or networks"),
+        ({"IDENTITY_TRUSTED_PROXIES": "proxy"}, "IDENTITY_TRUSTED_PROXIES: must list addresses or networks"),
+        ({"IDENTITY_TRUSTED_PROXIES": "0.0.0.0/0"}, "IDENTITY_TRUSTED_PROXIES: must not trust every address"),
+        ({"IDENTITY_TRUSTED_PROXIES": "::ffff:0:0/96"}, "IDENTITY_TRUSTED_PROXIES: must not trust every address"),
+        ({"IDENTITY_BREACH_CHECK_URL": "http://breaches.example/range"}, "IDENTITY_BREACH_CHECK_URL: must be an https"),
+        ({"IDENTITY_BREACH_CHECK_URL": "https://b.example/?q="}, "IDENTITY_BREACH_CHECK_URL: must be an https"),
+        ({"IDENTITY_BREACH_CHECK_URL": "breaches.example"}, "IDENTITY_BREACH_CHECK_URL: must be an https"),
+        ({"IDENTITY_BREACH_CHECK_URL": "https://[x"}, "IDENTITY_BREACH_CHECK_URL: must be an https"),
+        ({"IDENTITY_THROTTLE_EXEMPT": "*"}, "IDENTITY_THROTTLE_EXEMPT: must list addresses or networks"),
         ({"IDENTITY_PASSWORD_MIN_LENGTH": "4"}, "IDENTITY_PASSWORD_MIN_LENGTH: input should be greater"),
         ({"IDENTITY_ARGON2_MEMORY_KIB": "8", "IDENTITY_ARGON2_PARALLELISM": "4"}, "IDENTITY_ARGON2_MEMORY_KIB must be"),
         ({"IDENTITY_SESSION_LIFETIME": "20"}, "IDENTITY_REFRESH_RETRY_WINDOW must be shorter"),
@@ -134,6 +143,12 @@ def test_a_variable_like_no_other_is_a_warning_without_a_guess():
 
 def test_lists_take_spaces_and_commas():
     assert load({"IDENTITY_AUDIENCE": "orders, billing  api"}).settings.audience == ("orders", "billing", "api")
+
+
+def test_networks_take_single_addresses_and_both_spellings_of_ipv4():
+    given = "192.0.2.7, fd00::/8 ::ffff:10.0.0.0/104"
+    networks = load({"IDENTITY_TRUSTED_PROXIES": given}).settings.trusted_proxies
+    assert [str(network) for network in networks] == ["192.0.2.7/32", "fd00::/8", "10.0.0.0/8"]
 
 
 def test_settings_cannot_be_changed():

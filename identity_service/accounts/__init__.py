@@ -1,8 +1,8 @@
 """Users: who they are, what their passwords must be, how they prove themselves, what their roles give.
 
-`registration` makes and changes accounts, `authentication` proves who asks, `passwords` holds the policy, `hashing` the
-threads that run Argon2id, `roles` what roles there are and the scopes they give. What lives on after a login is the
-business of `sessions`.
+`registration` makes and changes accounts, `authentication` proves who asks, `passwords` holds the policy, `breaches`
+asks others whether they know a password, `hashing` holds the threads that run Argon2id, `roles` what roles there are
+and the scopes they give. What lives on after a login is the business of `sessions`.
 """
 
 from dataclasses import dataclass

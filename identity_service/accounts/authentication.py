@@ -1,5 +1,9 @@
 """Proving who asks: by password at a login, by a live session at our own API."""
 
+import unicodedata
+from dataclasses import dataclass
+from uuid import UUID
+
 from identity_service.accounts import Credentials, User, store
 from identity_service.accounts.hashing import PasswordHashing, Verdict
 from identity_service.accounts.passwords import normalise
@@ -9,13 +13,37 @@ from identity_service.errors import InvalidCredentials, PasswordRejected, TokenR
 from identity_service.tokens.access import AccessClaims
 
 
-async def find_credentials(db: Connection, unverified_username: str) -> Credentials | None:
-    """Return what to check a login against. An impossible username is an unknown one, and costs the same query."""
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """Whom a username means.
+
+    Args:
+        credentials: what to check a login against; None for an unknown user.
+        user_id, username: whose failure it is when the login fails: an account, or a name that nobody has.
+    """
+
+    credentials: Credentials | None
+    user_id: UUID | None
+    username: str
+
+
+async def identify(db: Connection, unverified_username: str) -> Identified:
+    """Return whom somebody wants to log in as. An impossible username is an unknown one, and costs the same query."""
     try:
         username = normalise_username(unverified_username)
     except UsernameRejected:
-        username = ""
-    return await store.find_credentials(db, username)
+        # Opens no account. But whoever tries an account with spaces around its name has tried that account.
+        username = _bare(unverified_username)
+        found = await store.find_credentials(db, username)
+        return Identified(None, found.user.id if found is not None else None, username)
+    found = await store.find_credentials(db, username)
+    return Identified(found, found.user.id if found is not None else None, username)
+
+
+def _bare(impossible_username: str) -> str:
+    """Return what is left of a name without spaces, controls and joiners, in one width and case."""
+    folded = unicodedata.normalize("NFKC", impossible_username).casefold()
+    return "".join(character for character in folded if character.isprintable() and character != " ")
 
 
 async def prove(credentials: Credentials | None, unverified_password: str, hashing: PasswordHashing) -> Verdict:

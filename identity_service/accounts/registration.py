@@ -11,6 +11,7 @@ from precis_i18n import get_profile
 
 from identity_service import audit
 from identity_service.accounts import User, passwords, store
+from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import PasswordHashing
 from identity_service.accounts.roles import keep as keep_roles
 from identity_service.accounts.roles import keep_an_administrator
@@ -69,9 +70,18 @@ def normalise_email(unverified_email: str) -> str:
 
 
 async def hash_new_password(
-    hashing: PasswordHashing, unverified_password: str, *, username: str, email: str | None, min_length: int
+    hashing: PasswordHashing,
+    unverified_password: str,
+    *,
+    username: str,
+    email: str | None,
+    min_length: int,
+    breaches: BreachCheck | None,
 ) -> str:
     """Return the hash of a password that someone wants to use from now on.
+
+    Args:
+        breaches: who knows passwords from breaches, if anybody is to be asked.
 
     Raises:
         PasswordRejected: it breaks the policy.
@@ -81,6 +91,8 @@ async def hash_new_password(
     passwords.check_length(password, min_length=min_length)
     context = tuple(text for text in (username, email) if text)
     await hashing.estimate(lambda: passwords.check_guessability(password, context=context))
+    if breaches is not None:
+        await breaches.refuse_breached(password)
     return await hashing.hash(password)
 
 

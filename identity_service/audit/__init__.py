@@ -26,6 +26,7 @@ class Event(StrEnum):
     USER_ENABLED = "user.enabled"
     USER_DELETED = "user.deleted"
     USER_ROLES_CHANGED = "user.roles_changed"
+    USER_LOCKED = "user.locked"
     USER_UNLOCKED = "user.unlocked"
     USER_LOGIN = "user.login"
     USER_PASSWORD_CHANGED = "user.password_changed"  # noqa: S105 - a name, not a secret

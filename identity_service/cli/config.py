@@ -42,5 +42,5 @@ def _shown(name: str, settings: configuration.Settings) -> Any:
         seconds = value.total_seconds()
         return int(seconds) if seconds.is_integer() else seconds
     if isinstance(value, tuple):
-        return " ".join(value)
+        return " ".join(str(part) for part in value)
     return value if isinstance(value, int | str) else str(value)

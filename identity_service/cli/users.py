@@ -1,19 +1,23 @@
 """`users`: accounts from the command line. The first administrator comes from here."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from identity_service import throttling
 from identity_service.accounts import User, registration, store
+from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.cli.environment import load_settings, operator, print_json, with_database
-from identity_service.database import Database
+from identity_service.database import Connection, Database
 from identity_service.errors import UserNotFound
 from identity_service.settings import Settings
 from identity_service.shell import utc_now, uuid7
+from identity_service.throttling import Standing
 
 app = typer.Typer(no_args_is_help=True, help="Accounts.")
+Shown: TypeAlias = tuple[User, Standing]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -34,17 +38,22 @@ def create(
     )
     settings = load_settings()
 
-    async def work(db: Database, settings: Settings) -> User:
+    async def work(db: Database, settings: Settings) -> Shown:
         name = registration.normalise_username(username)
         address = registration.normalise_email(email) if email is not None else None
         cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
         hashing = PasswordHashing(cost, threads=1)
         password_hash = await registration.hash_new_password(
-            hashing, password, username=name, email=address, min_length=settings.password_min_length
+            hashing,
+            password,
+            username=name,
+            email=address,
+            min_length=settings.password_min_length,
+            breaches=BreachCheck(settings.breach_check_url) if settings.breach_check_url else None,
         )
         now = utc_now()
         roles = tuple(dict.fromkeys(role or ()))
-        return await db.transact(
+        user = await db.transact(
             lambda connection: registration.register(
                 connection,
                 uuid7(now),
@@ -56,6 +65,7 @@ def create(
                 now=now,
             )
         )
+        return user, Standing()
 
     _show(with_database(settings, work), as_json=as_json)
 
@@ -64,12 +74,12 @@ def create(
 def show(username: str, *, as_json: AsJson = False) -> None:
     """Show an account."""
 
-    async def work(db: Database, _: Settings) -> User:
+    async def work(db: Database, _: Settings) -> Shown:
         async with db.connection() as connection:
             user = await store.find(connection, registration.normalise_username(username))
         if user is None:
             raise UserNotFound
-        return user
+        return await _with_standing(db, user)
 
     _show(with_database(load_settings(), work), as_json=as_json)
 
@@ -78,11 +88,12 @@ def show(username: str, *, as_json: AsJson = False) -> None:
 def disable(username: str, *, as_json: AsJson = False) -> None:
     """Shut an account: its sessions end at once and no login succeeds."""
 
-    async def work(db: Database, _: Settings) -> User:
+    async def work(db: Database, _: Settings) -> Shown:
         name = registration.normalise_username(username)
-        return await db.transact(
+        user = await db.transact(
             lambda connection: registration.disable(connection, name, by=operator(), now=utc_now())
         )
+        return await _with_standing(db, user)
 
     _show(with_database(load_settings(), work), as_json=as_json)
 
@@ -91,9 +102,10 @@ def disable(username: str, *, as_json: AsJson = False) -> None:
 def enable(username: str, *, as_json: AsJson = False) -> None:
     """Open a disabled account again."""
 
-    async def work(db: Database, _: Settings) -> User:
+    async def work(db: Database, _: Settings) -> Shown:
         name = registration.normalise_username(username)
-        return await db.transact(lambda connection: registration.enable(connection, name, by=operator(), now=utc_now()))
+        user = await db.transact(lambda connection: registration.enable(connection, name, by=operator(), now=utc_now()))
+        return await _with_standing(db, user)
 
     _show(with_database(load_settings(), work), as_json=as_json)
 
@@ -113,11 +125,36 @@ def delete(username: str) -> None:
     print(f"Deleted {username}.")
 
 
+@app.command()
+def unlock(username: str, *, as_json: AsJson = False) -> None:
+    """Forget an account's failed logins, so that the next password is looked at."""
+
+    async def work(db: Database, _: Settings) -> Shown:
+        name = registration.normalise_username(username)
+
+        async def forget(connection: Connection) -> User:
+            user = await store.find(connection, name)
+            if user is None:
+                raise UserNotFound
+            await throttling.unlock(connection, user.id, by=operator(), now=utc_now())
+            return user
+
+        return await _with_standing(db, await db.transact(forget))
+
+    _show(with_database(load_settings(), work), as_json=as_json)
+
+
+async def _with_standing(db: Database, user: User) -> Shown:
+    async with db.connection() as connection:
+        return user, await throttling.standing(connection, user.id, now=utc_now())
+
+
 def _read_password() -> str:
     return sys.stdin.readline().rstrip("\r\n")
 
 
-def _show(user: User, *, as_json: bool) -> None:
+def _show(shown: Shown, *, as_json: bool) -> None:
+    user, standing = shown
     facts: dict[str, Any] = {
         "id": str(user.id),
         "username": user.username,
@@ -127,6 +164,8 @@ def _show(user: User, *, as_json: bool) -> None:
         "created_at": user.created_at.isoformat(),
         "password_changed_at": user.password_changed_at.isoformat(),
         "disabled_at": user.disabled_at.isoformat() if user.disabled_at is not None else None,
+        "failures": standing.failures,
+        "locked_until": standing.locked_until.isoformat() if standing.locked_until is not None else None,
     }
     if as_json:
         print_json(facts)

@@ -9,8 +9,6 @@ import hmac
 import re
 from datetime import datetime
 
-from identity_service import audit
-from identity_service.audit import Actor, Event, Subject
 from identity_service.clients import Client, ClientCredentials, store
 from identity_service.database import Connection
 from identity_service.errors import ClientRejected
@@ -25,26 +23,15 @@ def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
 
 
-async def authenticate(
-    db: Connection, unverified_client_id: str, unverified_secret: str, *, by: Actor, now: datetime
-) -> Client:
+async def authenticate(db: Connection, unverified_client_id: str, unverified_secret: str, *, now: datetime) -> Client:
     """Return the registered client whose secret this is.
-
-    Args:
-        db: a connection outside of any transaction: what is recorded here must outlive the refusal.
 
     Raises:
         ClientRejected: do not say why; the detail, for the audit, is a stable word.
     """
     # An impossible id is an unknown one, and costs the same query.
     client_id = unverified_client_id if CLIENT_ID.fullmatch(unverified_client_id) else ""
-    credentials = await store.find_credentials(db, client_id)
-    try:
-        return prove(credentials, unverified_secret, now=now)
-    except ClientRejected as error:
-        subject = Subject("client", credentials.client.client_id) if credentials is not None else None
-        await audit.record(db, Event.CLIENT_LOGIN, subject, by=by, now=now, outcome="failure", reason=error.detail)
-        raise
+    return prove(await store.find_credentials(db, client_id), unverified_secret, now=now)
 
 
 def prove(credentials: ClientCredentials | None, unverified_secret: str, *, now: datetime) -> Client:

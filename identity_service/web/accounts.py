@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from identity_service import audit
+from identity_service import grants, throttling
 from identity_service.accounts import User, authentication, registration, store
 from identity_service.audit import Event, Subject
 from identity_service.errors import CurrentPasswordWrong, InvalidCredentials, SignupClosed
@@ -153,25 +153,28 @@ async def delete_me(request: Request, caller: SignedIn, body: Deletion) -> None:
 
 
 async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
+    """Raises: CurrentPasswordWrong, or Throttled after too many that were."""
+    user, by = caller.user, caller.actor
+    attempt = throttling.password_attempt(user.id, user.username, by.address, exempt=runtime.settings.throttle_exempt)
     async with runtime.database.connection() as db:
-        credentials = await store.find_credentials_by_id(db, caller.user.id)
+        await throttling.check(db, attempt, now=runtime.now())
+        credentials = await store.find_credentials_by_id(db, user.id)
     try:
         await authentication.prove(credentials, password, runtime.passwords)
     except InvalidCredentials as error:
-        async with runtime.database.connection() as db:
-            await audit.record(
-                db,
-                Event.USER_PASSWORD_REJECTED,
-                Subject("user", str(caller.user.id)),
-                by=caller.actor,
-                now=runtime.now(),
-                outcome="failure",
-                reason=error.detail,
-            )
+        subject = Subject("user", str(user.id))
+        await grants.count_failure(runtime, attempt, Event.USER_PASSWORD_REJECTED, subject, error, by=by)
         raise CurrentPasswordWrong(detail=error.detail) from None
+    # Here and not in the change that follows: whether that succeeds already tells whether the password was right.
+    await runtime.database.transact(lambda db: throttling.admit(db, attempt, now=runtime.now()))
 
 
 async def _hash_new(runtime: Runtime, password: str, *, username: str, email: str | None) -> str:
     return await registration.hash_new_password(
-        runtime.passwords, password, username=username, email=email, min_length=runtime.settings.password_min_length
+        runtime.passwords,
+        password,
+        username=username,
+        email=email,
+        min_length=runtime.settings.password_min_length,
+        breaches=runtime.breaches,
     )

@@ -16,6 +16,8 @@ from typing import TypeAlias
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from identity_service.web.proxies import TrustedProxies
+
 log = logging.getLogger("identity_service.request")
 
 MAX_BODY = 64 * 1024
@@ -48,12 +50,14 @@ class EdgePolicy:
         hosts: names that a request may be addressed to, without ports; `*` for any.
         origins: origins whose pages may read our answers.
         strict_transport: whether the service is only reached over https.
+        proxies: who may say for whom they ask; the address of the client is found at `scope["identity.address"]`.
     """
 
     cookie: str
     hosts: frozenset[str]
     origins: frozenset[str]
     strict_transport: bool
+    proxies: TrustedProxies
 
 
 Refusal: TypeAlias = tuple[int, str, str]
@@ -83,7 +87,7 @@ class Edge:
         # Routes answer GET; HEAD is the same without the body (RFC 9110 9.3.2).
         method = "GET" if head else scope["method"]
         own = {"identity.request_id": request_id, "identity.method": scope["method"], **self._cookies_of(scope)}
-        own["identity.address"] = scope["client"][0] if scope.get("client") else None
+        own["identity.address"] = self._policy.proxies.client_of(scope)
         scope = {**scope, "method": method, **own}
         status = 500
         begun = False

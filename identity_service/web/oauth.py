@@ -10,7 +10,8 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from identity_service import errors
+from identity_service import errors, grants, throttling
+from identity_service.audit import Event, Subject
 from identity_service.clients import FIRST_PARTY, Client, authentication
 from identity_service.errors import IdentityError
 from identity_service.web.dependencies import actor_of, runtime_of
@@ -109,6 +110,7 @@ async def identify_client(request: Request, form: Mapping[str, str]) -> Client:
     Raises:
         InvalidRequest: two methods at once.
         ClientRejected: unknown, or not proved.
+        Throttled: too many secrets before this one were wrong.
     """
     client_id, secret = form.get("client_id", ""), form.get("client_secret", "")
     if (credentials := _basic(request)) is not None:
@@ -119,16 +121,29 @@ async def identify_client(request: Request, form: Mapping[str, str]) -> Client:
         if secret:
             raise errors.ClientRejected(detail="a public client has no secret")
         return FIRST_PARTY
-    runtime = runtime_of(request)
-    async with runtime.database.connection() as db:
-        return await authentication.authenticate(db, client_id, secret, by=actor_of(request), now=runtime.now())
+    return await _prove_client(request, client_id, secret)
+
+
+async def _prove_client(request: Request, client_id: str, secret: str) -> Client:
+    runtime, by = runtime_of(request), actor_of(request)
+    attempt = throttling.client_attempt(client_id, by.address, exempt=runtime.settings.throttle_exempt)
+    try:
+        async with runtime.database.connection() as db:
+            client = await authentication.authenticate(db, client_id, secret, now=runtime.now())
+            # Comparing a digest costs nothing worth saving, so this is the only look.
+            await throttling.admit(db, attempt, now=runtime.now())
+    except errors.ClientRejected as error:
+        subject = Subject("client", client_id) if error.detail != "unknown_client" else None
+        await grants.count_failure(runtime, attempt, Event.CLIENT_LOGIN, subject, error, by=by)
+        raise
+    return client
 
 
 async def identify_confidential_client(request: Request, form: Mapping[str, str]) -> Client:
     """Return the client that asks, which has proved itself by a secret.
 
     Raises:
-        InvalidRequest, ClientRejected: as above.
+        InvalidRequest, ClientRejected, Throttled: as above.
     """
     client = await identify_client(request, form)
     if client.public:

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from ipaddress import IPv6Address, IPv6Network, ip_address
+from ipaddress import ip_address
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -20,6 +20,7 @@ from identity_service.revocation import RevokedIndex
 from identity_service.revocation.feed import News
 from identity_service.revocation.status_lists import TIME_TO_LIVE, StatusLists
 from identity_service.runtime import Runtime
+from identity_service.throttling import prefix
 from identity_service.web.dependencies import public, runtime_of
 from identity_service.web.metadata import FOR_EVERYONE, not_modified
 from identity_service.web.problems import BadRequest
@@ -60,7 +61,7 @@ async def events(request: Request) -> StreamingResponse:
     runtime = runtime_of(request)
     if not runtime.revocations.is_current:
         raise DatabaseUnavailable(detail="what has been revoked cannot be read")
-    origin = _origin(request.client.host if request.client else "")
+    origin = _origin(request.scope["identity.address"])
     if not runtime.revocations.has_room(origin):
         raise TooManyFollowers(detail=f"of all, or from {origin}", retry_after=TURNED_AWAY_SECONDS)
     since = _moment(request.headers.get("last-event-id", ""))
@@ -130,17 +131,6 @@ def _moment(event_id: str) -> datetime | None:
     return _EPOCH + timedelta(microseconds=int(event_id)) if _EVENT_ID.fullmatch(event_id) else None
 
 
-def _origin(host: str) -> str | None:
-    """Return what a client's streams are counted by, None for one that may be a proxy with everybody behind it.
-
-    A subscriber to IPv6 has a whole /64 to take addresses from.
-    """
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    if not address.is_global:
-        return None
-    return str(IPv6Network((int(address), 64), strict=False) if address.version == 6 else address)
+def _origin(address: str | None) -> str | None:
+    """Return what a client's streams are counted by, None for one that may be a proxy with everybody behind it."""
+    return prefix(address) if address is not None and ip_address(address).is_global else None

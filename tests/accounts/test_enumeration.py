@@ -147,8 +147,10 @@ async def test_a_refused_login_takes_as_long_for_nobody_as_for_somebody(start_ap
         await people(api)
         for number in range(45):
             for name, case in asked.items():
+                await api.forget_failures()
                 started = time.perf_counter()
-                await by_token(api, *case)
+                answer = await by_token(api, *case)
+                assert answer.status_code == 400, "this is about answers that cost a hash"
                 if number >= 5:
                     durations[name].append(time.perf_counter() - started)
     # The fifth fastest: on a busy machine the middle says more about the neighbours than about us.

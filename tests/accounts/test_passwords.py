@@ -282,7 +282,9 @@ async def test_people_who_sign_up_at_once_are_each_judged_by_their_own_name(hash
 
     async def judged(username: str, password: str) -> str:
         try:
-            await registration.hash_new_password(hashing, password, username=username, email=None, min_length=15)
+            await registration.hash_new_password(
+                hashing, password, username=username, email=None, min_length=15, breaches=None
+            )
         except PasswordRejected as error:
             return error.reason
         return "accepted"

@@ -1,18 +1,21 @@
 """The commands that others script against: their JSON, their words and their exit codes."""
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
+from uuid import UUID
 
 import pytest
 
-from identity_service import errors
+from identity_service import errors, throttling
 from identity_service.cli import EXIT_CODES
-from identity_service.database import SCHEMA_HEAD
+from identity_service.database import SCHEMA_HEAD, Connection, open_database
+from identity_service.shell import utc_now
 from tests.cli.conftest import Command
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, TESTER
 
 ROW = {"kid", "state", "created_at", "signs_from", "in_jwks_until", "verified_until"}
 
@@ -97,7 +100,31 @@ def test_users_create_show_disable_enable_delete(command: Command):
     assert command("users", "show", "alice").code == 3
 
 
-@pytest.mark.parametrize("verb", ["show", "disable", "enable", "delete"])
+def test_users_show_tells_of_a_lock_and_unlock_ends_it(command: Command, database_url):
+    command("users", "create", "alice", "--password-stdin", stdin=PASSWORD + "\n")
+    user = json.loads(command("users", "show", "alice", "--json").out)
+    assert (user["failures"], user["locked_until"]) == (0, None)
+    attempt = throttling.password_attempt(UUID(user["id"]), "alice", None, exempt=())
+
+    async def fail(connection: Connection) -> None:
+        for minutes in range(59 * 15, -1, -15):
+            now = utc_now() - timedelta(minutes=minutes)
+            await throttling.count_failure(connection, attempt, by=TESTER, subject=None, now=now)
+
+    async def fail_for_hours() -> None:
+        async with open_database(database_url, pool_size=1) as db:
+            await db.transact(fail)
+
+    asyncio.run(fail_for_hours())
+    locked = json.loads(command("users", "show", "alice", "--json").out)
+    assert locked["failures"] == 60
+    assert datetime.fromisoformat(locked["locked_until"]) > utc_now()
+    assert locked["locked_until"] in command("users", "show", "alice").out
+    assert json.loads(command("users", "unlock", "ALICE", "--json").out) == user
+    assert json.loads(command("users", "show", "alice", "--json").out) == user
+
+
+@pytest.mark.parametrize("verb", ["show", "disable", "enable", "delete", "unlock"])
 def test_an_unknown_user_exits_with_three(command: Command, verb):
     outcome = command("users", verb, "nobody")
     assert (outcome.code, outcome.err) == (3, "identity-service: There is no such user.\n")

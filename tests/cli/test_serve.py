@@ -1,6 +1,7 @@
 """The service as a process: starting, refusing to start, stopping, being killed, and several workers."""
 
 import asyncio
+import json
 import re
 import resource
 import signal
@@ -145,6 +146,17 @@ def test_a_ring_whose_active_private_half_is_gone_is_said_in_one_line(serve: Sta
     code, said = refused(serve(ready=False))
     assert code == 2
     assert "can sign" in said
+
+
+def test_the_server_itself_believes_no_proxy_either(serve: StartService):
+    """F51: uvicorn would take the client's address from a header of whoever is on this machine."""
+    service = serve()
+    sign_up(service)
+    form = {"grant_type": "password", "username": "alice", "password": PASSWORD}
+    service.post("/token", data=form, headers={"X-Forwarded-For": "198.51.100.1", "X-Forwarded-Proto": "https"})
+    _, said = service.stop()
+    clients = {line["client"] for line in map(json.loads, said.splitlines()) if line.get("path") == "/token"}
+    assert clients == {"127.0.0.1"}
 
 
 def test_an_unknown_setting_is_a_warning_and_no_more(serve: StartService):

@@ -1,0 +1,308 @@
+"""Guessing from outside: every route that takes a secret slows down, alike for everybody, and nothing else does."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+from identity_service.app import _prune
+from identity_service.errors import Throttled
+from identity_service.throttling import ACCOUNT, token_attempt
+from tests.conftest import PASSWORD, StartApi, bearer, run_api
+from tests.throttling.conftest import asking_from, with_failures
+
+APP = "https://app.example.com"
+WRONG = "not the password of anybody"
+NEW = "purple elephants dance at dusk"
+
+Try = Callable[[httpx2.AsyncClient, str, str], Awaitable[httpx2.Response]]
+
+
+async def by_token(http: httpx2.AsyncClient, username: str, password: str) -> httpx2.Response:
+    return await http.post("/token", data={"grant_type": "password", "username": username, "password": password})
+
+
+async def by_login(http: httpx2.AsyncClient, username: str, password: str) -> httpx2.Response:
+    return await http.post("/login", json={"username": username, "password": password}, headers={"Origin": APP})
+
+
+async def by_client_at_token(http: httpx2.AsyncClient, client_id: str, secret: str) -> httpx2.Response:
+    form = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": client_id, "client_secret": secret}
+    return await http.post("/token", data=form)
+
+
+async def by_client_at_revoke(http: httpx2.AsyncClient, client_id: str, secret: str) -> httpx2.Response:
+    return await http.post("/revoke", data={"token": "x"}, auth=(client_id, secret))
+
+
+LOGINS: dict[str, Try] = {"POST /token": by_token, "POST /login": by_login}
+CLIENTS: dict[str, Try] = {"POST /token": by_client_at_token, "POST /revoke": by_client_at_revoke}
+SIGNED_IN: dict[str, Callable[[str], dict[str, str]]] = {
+    "PUT /users/me/password": lambda password: {"current_password": password, "new_password": NEW},
+    "DELETE /users/me": lambda password: {"current_password": password},
+}
+# Takes a password, but one that is not held against anything.
+MAKES_ONE = {"POST /users"}
+
+
+async def fail(http: httpx2.AsyncClient, attempt: Try, name: str, times: int = ACCOUNT.free + 1) -> list[int]:
+    return [(await attempt(http, name, WRONG)).status_code for _ in range(times)]
+
+
+async def signed_in(http: httpx2.AsyncClient, route: str, token: str, password: str) -> httpx2.Response:
+    method, path = route.split()
+    return await http.request(method, path, json=SIGNED_IN[route](password), headers=bearer(token))
+
+
+def assert_throttled(answer: httpx2.Response, retry_after: int) -> None:
+    assert (answer.status_code, answer.headers.get("retry-after")) == (429, str(retry_after)), answer.text
+    body = answer.json()
+    assert (body.get("code") or body["error"]) in ("too_many_attempts", "slow_down")
+    assert "too many" in (body.get("detail") or body["error_description"])
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_every_route_that_takes_a_secret_is_named_here(api):
+    """F50: whoever adds one finds out."""
+    description = (await api.http.get("/openapi.json")).json()
+    secrets = {"password", "current_password", "client_secret", "reset_token"}
+
+    def members(content: Any) -> set[str]:
+        schema = content["schema"]
+        if "$ref" in schema:
+            schema = description["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return set(schema.get("properties", {}))
+
+    takes_one = {
+        f"{method.upper()} {path}"
+        for path, item in description["paths"].items()
+        for method, operation in item.items()
+        for content in operation.get("requestBody", {}).get("content", {}).values()
+        if members(content) & secrets
+    }
+    assert takes_one == set(LOGINS) | set(CLIENTS) | set(SIGNED_IN) | MAKES_ONE
+
+
+@pytest.mark.parametrize("route", LOGINS)
+async def test_a_login_is_slowed_after_five_failures_and_goes_on_when_told(api, alice, stranger, route):
+    attempt = LOGINS[route]
+    assert 429 not in await fail(stranger, attempt, "alice")
+    for password in (WRONG, PASSWORD):
+        assert_throttled(await attempt(stranger, "alice", password), 1)
+    api.clock.advance(seconds=1)
+    assert (await attempt(stranger, "alice", WRONG)).status_code != 429
+    assert_throttled(await attempt(stranger, "alice", PASSWORD), 2)
+    api.clock.advance(seconds=2)
+    assert (await attempt(stranger, "alice", PASSWORD)).status_code == 200
+
+
+@pytest.mark.parametrize("route", SIGNED_IN)
+async def test_a_stolen_access_token_is_no_place_to_guess_the_password(api, alice, stranger, route):
+    """The same counter as a login's: neither makes up for the other."""
+    token = (await alice.log_in())["access_token"]
+    assert await fail(stranger, by_token, "alice", 3) == [400] * 3
+    assert [(await signed_in(stranger, route, token, WRONG)).status_code for _ in range(3)] == [403] * 3
+    assert_throttled(await signed_in(stranger, route, token, WRONG), 1)
+    assert_throttled(await signed_in(stranger, route, token, PASSWORD), 1)
+    assert_throttled(await by_token(stranger, "alice", PASSWORD), 1)
+    api.clock.advance(seconds=1)
+    assert (await signed_in(stranger, route, token, PASSWORD)).status_code == 204
+
+
+async def test_another_username_does_not_make_an_account_a_new_one(api, alice, stranger):
+    """A stolen access token can change the name; the failures stay with the account."""
+    token = (await alice.log_in())["access_token"]
+    for name in ("bertha", "carla", "alice", "dora"):
+        await stranger.patch("/users/me", json={"username": name}, headers=bearer(token))
+        await signed_in(stranger, "DELETE /users/me", token, WRONG)
+        await by_token(stranger, name, WRONG)
+    assert_throttled(await signed_in(stranger, "DELETE /users/me", token, PASSWORD), 1)
+
+
+async def test_a_refused_new_password_does_not_tell_more_about_the_old_one_than_a_login(api, alice, stranger):
+    token = (await alice.log_in())["access_token"]
+    await fail(stranger, by_token, "alice")
+    body = {"current_password": PASSWORD, "new_password": "short"}
+    assert_throttled(await stranger.put("/users/me/password", json=body, headers=bearer(token)), 1)
+
+
+@pytest.mark.parametrize("route", CLIENTS)
+async def test_client_secrets_are_slowed_as_well_and_only_for_those_who_guess(api, stranger, route):
+    attempt = CLIENTS[route]
+    assert await fail(stranger, attempt, "first-party") == [401] * 6
+    assert_throttled(await attempt(stranger, "first-party", WRONG), 1)
+    async with asking_from(api.app, "198.51.100.1") as elsewhere:
+        assert (await attempt(elsewhere, "first-party", WRONG)).status_code == 401
+    assert (await stranger.post("/revoke", data={"token": "x"})).status_code == 200, "without a secret"
+
+
+@pytest.mark.parametrize("route", LOGINS)
+async def test_two_replicas_agree(api, alice, settings, clock, route):
+    async with run_api(settings, clock) as replica, asking_from(api.app) as one, asking_from(replica.app) as two:
+        for http in (one, two, one, two, one, two):
+            assert (await LOGINS[route](http, "alice", WRONG)).status_code != 429
+        for http in (one, two):
+            assert_throttled(await LOGINS[route](http, "alice", PASSWORD), 1)
+
+
+async def test_a_burst_of_guesses_with_the_right_one_among_them_is_refused_once_the_block_began(api, alice):
+    """F49: at once, over two processes' worth of connections, and each passed the first look."""
+    async with asking_from(api.app) as http:
+        guesses = [WRONG] * 150 + [PASSWORD] + [WRONG] * 49
+        answers = await asyncio.gather(*(by_token(http, "alice", guess) for guess in guesses))
+    statuses = [answer.status_code for answer in answers]
+    assert statuses.count(400) == ACCOUNT.free + 1
+    assert statuses.count(200) == 0
+    assert statuses.count(429) + statuses.count(503) == 194
+    assert await api.scalar("SELECT count(*) FROM sessions") == 0
+    assert await api.scalar("SELECT max(failures) FROM throttles") == ACCOUNT.free + 1
+
+
+async def test_a_throttled_attempt_leaves_no_trace_and_costs_no_hash(api, alice, stranger, monkeypatch):
+    """A flood must neither fill the audit nor the queue for hashing."""
+    await fail(stranger, by_token, "alice")
+    count = "SELECT count(*) FROM audit_events"
+    before, tallies = await api.scalar(count), await api.scalar("SELECT array_agg(t::text) FROM throttles AS t")
+    monkeypatch.setattr(type(api.runtime.passwords), "verify", None)
+    for _ in range(20):
+        assert_throttled(await by_token(stranger, "alice", WRONG), 1)
+    assert await api.scalar(count) == before
+    assert await api.scalar("SELECT array_agg(t::text) FROM throttles AS t") == tallies
+
+
+async def test_many_right_logins_at_once_are_never_slowed_by_each_other(api, alice, stranger):
+    await fail(stranger, by_token, "alice", 5)
+    answers = await asyncio.gather(*(by_token(stranger, "alice", PASSWORD) for _ in range(60)))
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_success_resets_the_account(api, alice, stranger):
+    for _ in range(4):
+        assert await fail(stranger, by_token, "alice", 5) == [400] * 5
+        assert (await by_token(stranger, "alice", PASSWORD)).status_code == 200
+
+
+async def test_live_sessions_go_on_while_the_account_is_blocked(api, alice, stranger):
+    """PWD-7: nobody can be locked out of what they have open."""
+    tokens = await alice.log_in()
+    body = {"username": "alice", "password": PASSWORD}
+    browser = await stranger.post("/login", json=body, headers={"Origin": APP})
+    cookie = {"Cookie": browser.headers["set-cookie"].partition(";")[0], "Origin": APP}
+    for _ in range(40):
+        await fail(stranger, by_token, "alice", 1)
+        api.clock.advance(minutes=15)
+    tokens = (await api.refresh(tokens["refresh_token"])).json()
+    await fail(stranger, by_token, "alice", 1)
+    assert_throttled(await by_token(stranger, "alice", PASSWORD), 900)
+    assert (await stranger.get("/users/me", headers=bearer(tokens["access_token"]))).status_code == 200
+    assert (await stranger.post("/refresh", json={}, headers=cookie)).status_code == 200
+    assert (await stranger.post("/revoke", data={"token": tokens["refresh_token"]})).status_code == 200
+
+
+VARIANTS = ["alice", "ALICE", "Alice", "\uff41\uff4c\uff49\uff43\uff45", " alice", "alice ", "ali ce", "alice\u200d"]
+
+
+async def test_all_spellings_of_a_name_share_one_counter(api, alice, stranger):
+    """F52"""
+    for variant in VARIANTS[:6]:
+        assert (await by_token(stranger, variant, WRONG)).status_code == 400
+    for variant in VARIANTS:
+        assert_throttled(await by_token(stranger, variant, PASSWORD), 1)
+
+
+async def test_a_name_that_is_impossible_opens_no_account_however_near_it_is(api, alice, stranger):
+    for variant in VARIANTS[4:]:
+        assert (await by_token(stranger, variant, PASSWORD)).status_code == 400
+        await api.forget_failures()
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "X-Real-IP", "Forwarded", "CF-Connecting-IP", "True-Client-IP"])
+async def test_no_header_makes_another_address_of_whoever_asks(api, stranger, name):
+    """F51: without a trusted proxy none of them is believed."""
+    await with_failures(api.database, token_attempt("203.0.113.7", exempt=()), 95)
+    statuses = set()
+    for number in range(6):
+        address = f"198.51.100.{number}"
+        headers = {name: f"for={address}" if name == "Forwarded" else address}
+        form = {"grant_type": "password", "username": f"user{number}", "password": WRONG}
+        statuses.add((await stranger.post("/token", data=form, headers=headers)).status_code)
+    assert statuses == {400}
+    assert_throttled(await stranger.post("/token", data=form | {"username": "new"}, headers={name: "8.8.8.8"}), 1)
+
+
+async def spray(http: httpx2.AsyncClient, names: int) -> set[int]:
+    return {(await by_token(http, f"user{number}", WRONG)).status_code for number in range(names)}
+
+
+async def test_many_names_from_one_address_are_slowed_and_those_who_are_elsewhere_are_not(api, alice, stranger):
+    assert await spray(stranger, 101) == {400}
+    assert_throttled(await by_token(stranger, "alice", PASSWORD), 1)
+    async with asking_from(api.app, "198.51.100.1") as elsewhere:
+        assert (await by_token(elsewhere, "alice", PASSWORD)).status_code == 200
+    api.clock.advance(seconds=1)
+    assert (await by_token(stranger, "alice", PASSWORD)).status_code == 200
+
+
+async def test_an_address_that_is_exempt_is_not_slowed_and_its_accounts_are(start_api: StartApi):
+    async with start_api(throttle_exempt="203.0.113.0/24") as api, asking_from(api.app) as office:
+        await api.sign_up()
+        await with_failures(api.database, token_attempt("203.0.113.7", exempt=()), 200)
+        assert await spray(office, 10) == {400}
+        await fail(office, by_token, "alice")
+        assert_throttled(await by_token(office, "alice", PASSWORD), 1)
+
+
+def shown(answer: httpx2.Response) -> tuple[int, Any, list[tuple[str, str]]]:
+    body = answer.json()
+    body.pop("request_id", None)
+    return answer.status_code, body, [pair for pair in answer.headers.multi_items() if pair[0] != "x-request-id"]
+
+
+@pytest.mark.parametrize("route", LOGINS)
+async def test_the_limiter_does_not_tell_unknown_users_apart(api, alice, bob, stranger, route):
+    """PWD-8: known, disabled, unknown and impossible names, over a long history: body, headers and delays."""
+    await api.scalar("UPDATE users SET disabled_at = now() WHERE username = 'bob'")
+    names = ("alice", "bob", "nobody", "not a name", "x" * 900)
+    for pause in (0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 1, 3, 8, 16, 31, 1, 32, 64, 128, 256, 512, 900):
+        api.clock.advance(seconds=pause)
+        answers = {name: shown(await LOGINS[route](stranger, name, WRONG)) for name in names}
+        assert {name: answer for name, answer in answers.items() if answer != answers["alice"]} == {}
+
+
+async def test_a_throttled_answer_takes_as_long_for_nobody_as_for_somebody(api, alice, stranger):
+    names = ("alice", "nobody", "not a name")
+    for name in names:
+        await fail(stranger, by_token, name)
+    durations: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(60):
+        for name in names:
+            started = time.perf_counter()
+            assert (await by_token(stranger, name, WRONG)).status_code == 429
+            durations[name].append(time.perf_counter() - started)
+    typical = {name: statistics.quantiles(values, n=10)[0] for name, values in durations.items()}
+    assert max(typical.values()) < 2 * min(typical.values()), typical
+
+
+async def test_the_log_says_which_of_the_counters_it_was(api, alice, stranger, caplog):
+    await fail(stranger, by_token, "alice")
+    caplog.set_level("INFO", logger="identity_service.request")
+    await by_token(stranger, "alice", WRONG)
+    facts = vars(caplog.records[-1])
+    assert (facts["error"], facts["detail"], facts["status"]) == ("Throttled", "account", 429)
+
+
+async def test_an_oauth_client_is_told_with_the_name_of_the_standard(api, alice, stranger):
+    await fail(stranger, by_token, "alice")
+    answer = await by_token(stranger, "alice", WRONG)
+    assert answer.json() == {"error": "slow_down", "error_description": Throttled.default_text}
+
+
+async def test_housekeeping_forgets_old_failures(api, alice, stranger):
+    await fail(stranger, by_token, "alice")
+    api.clock.advance(days=2)
+    await _prune(api.runtime)
+    assert await api.scalar("SELECT count(*) FROM throttles") == 0
