@@ -32,7 +32,7 @@ EXIT_CODES: dict[type[IdentityError], int] = {
 }
 """What is not listed exits with 1."""
 
-COMMANDS = ("serve", "migrate", "healthcheck")
+COMMANDS = ("serve", "migrate", "apply", "healthcheck")
 NOUNS = ("keys", "users", "roles", "clients", "audit", "config")
 
 
