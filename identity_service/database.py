@@ -65,6 +65,16 @@ class Database:
         self._pool = pool
         self._url = url
 
+    @property
+    def size(self) -> int:
+        """Most connections there may be."""
+        return self._pool.get_max_size()
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are lent at this moment."""
+        return self._pool.get_size() - self._pool.get_idle_size()
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection.

@@ -7,6 +7,7 @@ from datetime import datetime
 from identity_service.accounts.hashing import PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
 from identity_service.database import Database
+from identity_service.metrics import Metrics
 from identity_service.revocation.feed import RevocationFeed
 from identity_service.revocation.status_lists import StatusLists
 from identity_service.sessions import SessionLimits
@@ -25,6 +26,7 @@ class Runtime:
     status_lists: StatusLists
     passwords: PasswordHashing
     offered_scopes: OfferedScopes
+    metrics: Metrics
     now: Callable[[], datetime]
 
     @property

@@ -73,6 +73,7 @@ async def login(request: Request, body: LoginBody) -> JSONResponse:
         scope=body.scope,
         by=actor_of(request),
     )
+    runtime.metrics.issued("password")
     return _answer(runtime, issued)
 
 
@@ -91,6 +92,7 @@ async def refresh_session(request: Request, _: EmptyBody | None = None) -> JSONR
         answer = problems.problem(request, status, code, error.text)
         _clear_cookie(answer, runtime.settings)
         return answer
+    runtime.metrics.issued("refresh_token")
     return _answer(runtime, issued)
 
 

@@ -16,6 +16,9 @@ from typing import TypeAlias
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from identity_service import audit
+from identity_service.metrics import Metrics
+
 log = logging.getLogger("identity_service.request")
 
 MAX_BODY = 64 * 1024
@@ -23,6 +26,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _CONTROLS = re.compile("[\x00-\x1f\x7f]")
 _PROBES = frozenset({"/health", "/livez", "/readyz"})
+_ENDLESS = "/status-lists/events"
 _COOKIE_PATHS = frozenset({"/login", "/refresh", "/logout"})
 _ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 # Swagger UI adds X-Requested-With: without it the Authorize button of another service's docs cannot log in here.
@@ -63,8 +67,9 @@ Refusal: TypeAlias = tuple[int, str, str]
 class Edge:
     """Wraps the application. Answers by itself what never needs to reach a route."""
 
-    def __init__(self, app: ASGIApp, policy: EdgePolicy) -> None:
+    def __init__(self, app: ASGIApp, policy: EdgePolicy, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._policy = policy
         self._cookie = policy.cookie.encode()
         self._headers = dict(_SECURITY_HEADERS)
@@ -100,6 +105,7 @@ class Edge:
                 message, ended = {"type": "http.response.body", "body": b""}, True
             await send(message)
 
+        listening = audit.listener.set(self._metrics.recorded)
         try:
             await self._answer(scope, headers, receive, send_finished)
         except Exception:
@@ -108,7 +114,10 @@ class Edge:
                 failure = (500, "internal_error", "Something went wrong here; the request id finds it in the log.")
                 await _answer(send_finished, *failure, request_id)
         finally:
-            self._log(scope, status, started)
+            audit.listener.reset(listening)
+            seconds = time.perf_counter() - started
+            self._count(scope, status, seconds)
+            self._log(scope, status, seconds)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Refuse what must not reach a route, answer preflights, and pass everything else on."""
@@ -177,7 +186,14 @@ class Edge:
             if path in _COOKIE_PATHS:
                 headers["Access-Control-Allow-Credentials"] = "true"
 
-    def _log(self, scope: Scope, status: int, started: float) -> None:
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope["route"].path if "route" in scope else "none"
+        if route != _ENDLESS:
+            self._metrics.answered(scope["identity.method"], route, status, seconds)
+        if "identity.error" in scope:
+            self._metrics.refused(scope["identity.error"])
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
         level = logging.ERROR if status >= 500 else logging.INFO
         if scope["path"] in _PROBES:  # they come every few seconds, and say what is wrong by themselves
             level = logging.DEBUG
@@ -188,7 +204,7 @@ class Edge:
             "method": scope["identity.method"],
             "path": scope["path"],
             "status": status,
-            "duration_ms": round((time.perf_counter() - started) * 1000, 2),
+            "duration_ms": round(seconds * 1000, 2),
             "client": scope["identity.address"],
         }
         if "identity.error" in scope:

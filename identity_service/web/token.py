@@ -30,7 +30,9 @@ async def token(request: Request) -> JSONResponse:
     grant = offered_grants(runtime).get(grant_type)
     if grant is None:
         raise GrantNotOffered
-    return _answer(await grant(runtime, client, form, actor_of(request)))
+    issued = await grant(runtime, client, form, actor_of(request))
+    runtime.metrics.issued(grant_type)
+    return _answer(issued)
 
 
 def offered_grants(runtime: Runtime) -> dict[str, Grant]:
