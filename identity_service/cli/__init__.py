@@ -31,7 +31,7 @@ EXIT_CODES: dict[type[IdentityError], int] = {
 }
 """What is not listed exits with 1."""
 
-COMMANDS = ("serve", "migrate", "healthcheck")
+COMMANDS = ("serve", "migrate", "healthcheck", "doctor")
 NOUNS = ("keys", "users", "roles", "audit", "config")
 
 
