@@ -97,7 +97,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=problems.DESCRIBED,
+        responses=problems.refusals(),
     )
     app.state.draining = False
     app.state.metrics = metrics

@@ -1,9 +1,11 @@
 """`POST /token`: strict form → client → grant → answer (RFC 6749 5)."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from identity_service import grants
 from identity_service.audit import Actor
@@ -19,7 +21,23 @@ router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
 Grant = Callable[[Runtime, Client, Mapping[str, str], Actor], Awaitable[IssuedTokens]]
 
 
-@router.post("/token", openapi_extra=oauth.form_schema("grant_type", "username", "password", "refresh_token", "scope"))
+class TokenAnswer(BaseModel):
+    """RFC 6749 5.1. Lifetimes are seconds from now."""
+
+    access_token: Annotated[str, Field(examples=["eyJhbGciOiJSUzI1NiIsInR5cCI6ImF0K2p3dCJ9.e30.c2ln"])]
+    token_type: Literal["Bearer"]
+    expires_in: Annotated[int, Field(examples=[600])]
+    scope: Annotated[str, Field(examples=["orders:read orders:write"])]
+    refresh_token: Annotated[str, Field(examples=["eyJhbGciOiJSUzI1NiIsInR5cCI6InJ0K2p3dCJ9.e30.c2ln"])]
+    refresh_token_expires_in: Annotated[int, Field(examples=[1209600])]
+
+
+@router.post(
+    "/token",
+    response_model=TokenAnswer,
+    responses=oauth.described(*oauth.ERRORS),
+    openapi_extra=oauth.form_schema("grant_type", "username", "password", "refresh_token", "scope"),
+)
 @public
 async def token(request: Request) -> JSONResponse:
     """Exchange a password or a refresh token for an access token and the next refresh token."""
