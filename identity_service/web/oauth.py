@@ -146,7 +146,7 @@ def _basic(request: Request) -> tuple[str, str] | None:
 
 def _refused(request: Request, error: IdentityError) -> JSONResponse:
     note(request, error)
-    status = _status(type(error))
+    status = status_of(type(error))
     headers = {}
     if isinstance(error, errors.Unavailable | errors.Throttled):
         headers["Retry-After"] = str(error.retry_after)
@@ -155,7 +155,7 @@ def _refused(request: Request, error: IdentityError) -> JSONResponse:
     return _error(status, ERRORS[type(error)], error.text, headers)
 
 
-def _status(error: type[IdentityError]) -> int:
+def status_of(error: type[IdentityError]) -> int:
     """Return the status of RFC 6749 5.2 and, where that says nothing, of HTTP."""
     if issubclass(error, errors.Unavailable):
         return 503
@@ -172,7 +172,7 @@ def described(*refused: type[IdentityError]) -> dict[int | str, dict[str, Any]]:
     """Describe to OpenAPI what an OAuth endpoint refuses, beside `invalid_request` and what every route does."""
     codes = {400: ["invalid_request"]}
     for error in refused:
-        found = codes.setdefault(_status(error), [])
+        found = codes.setdefault(status_of(error), [])
         if ERRORS[error] not in found:
             found.append(ERRORS[error])
     answers = refusals()
