@@ -25,6 +25,7 @@ from identity_service.clients import own_tokens
 from identity_service.clients import store as clients
 from identity_service.database import open_database
 from identity_service.errors import DatabaseUnavailable
+from identity_service.metrics import Metrics
 from identity_service.revocation import CHANNEL
 from identity_service.revocation.feed import RevocationFeed
 from identity_service.revocation.status_lists import StatusLists
@@ -32,6 +33,7 @@ from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
+from identity_service.signing.keyring import KeyState
 from identity_service.signing.live import LiveKeyring, open_keys
 from identity_service.web import accounts, docs, health, introspection, login, metadata, problems, revocation, token
 from identity_service.web import status_lists as status_list_routes
@@ -47,6 +49,7 @@ LEARN_SECONDS = 10.0
 CHAIN_SECONDS = 1.0
 PARTITION_SECONDS = 3600.0
 LOOK_SECONDS = 0.5
+MEASURE_SECONDS = 2.0
 LISTEN_AGAIN_SECONDS = 1.0
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -58,12 +61,14 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         settings: must have a `database_url`.
         now: the clock of everything below.
     """
+    metrics = Metrics()
     cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         assert settings.database_url is not None, "the caller names a database"
-        passwords = PasswordHashing(cost, threads=max(1, (os.cpu_count() or 1) // settings.workers))
+        threads = max(1, (os.cpu_count() or 1) // settings.workers)
+        passwords = PasswordHashing(cost, threads=threads, observe=metrics.hashed)
         url = settings.database_url.get_secret_value()
         try:
             async with open_database(url, pool_size=settings.database_pool_size) as database:
@@ -71,7 +76,9 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 status_lists = StatusLists(revocations, keys, issuer=settings.issuer_url)
                 breaches = BreachCheck(settings.breach_check_url) if settings.breach_check_url else None
                 scopes = OfferedScopes()
-                runtime = Runtime(settings, database, keys, revocations, status_lists, passwords, breaches, scopes, now)
+                runtime = Runtime(
+                    settings, database, keys, revocations, status_lists, passwords, breaches, scopes, metrics, now
+                )
                 app.state.runtime = runtime
                 _stop_gently(app, runtime)
                 with suppress(DatabaseUnavailable):  # then it is the first thing done when the database is there
@@ -84,7 +91,8 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 learning = _repeating(LEARN_SECONDS, lambda: _learn(runtime))
                 chaining = _repeating(CHAIN_SECONDS, lambda: _chain(runtime))
                 partitioning = _repeating(PARTITION_SECONDS, lambda: _partition(runtime))
-                async with tending, pruning, listening, looking, learning, chaining, partitioning:
+                measuring = _repeating(MEASURE_SECONDS, lambda: _measure(runtime))
+                async with tending, pruning, listening, looking, learning, chaining, partitioning, measuring:
                     yield
         finally:
             passwords.close()
@@ -96,15 +104,16 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=problems.DESCRIBED,
+        responses=problems.refusals(),
     )
     app.state.draining = False
+    app.state.metrics = metrics
     parts = (token, revocation, introspection, login, accounts, metadata, status_list_routes, health, docs)
     app.state.routers = [part.router for part in parts]
     for router in app.state.routers:
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(Edge, policy=_edge_policy(settings))
+    app.add_middleware(Edge, policy=_edge_policy(settings), metrics=metrics)
     return app
 
 
@@ -216,6 +225,24 @@ async def _look(runtime: Runtime, heard: asyncio.Event) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(LOOK_SECONDS):
             await heard.wait()
+
+
+async def _measure(runtime: Runtime) -> None:
+    now = runtime.now()
+    states = dict.fromkeys((state.value for state in KeyState), 0)
+    age = 0.0
+    for status in runtime.keys.current.statuses(now):
+        states[status.state.value] += 1
+        if status.state is KeyState.ACTIVE and status.key.signs_from is not None:
+            age = (now - status.key.signs_from).total_seconds()
+    runtime.metrics.looked(
+        hash_queue=runtime.passwords.waiting,
+        pool_size=runtime.database.size,
+        pool_in_use=runtime.database.in_use,
+        followers=runtime.revocations.followers,
+        keys=states,
+        active_key_age=age,
+    )
 
 
 def _stop_gently(app: FastAPI, runtime: Runtime) -> None:

@@ -6,6 +6,8 @@ SQL lives in the `store.py` of each domain package; the schema in `migrations/`.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias, TypeVar
 
 import asyncpg
@@ -55,6 +57,14 @@ class StatementFailed(Exception):
     """Postgres refused a statement for a reason that is a mistake of ours. Says which, but not the row it was about."""
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server says of itself: its major version, and its clock."""
+
+    version: int
+    now: datetime
+
+
 class Database:
     """A pool of connections to one Postgres.
 
@@ -64,6 +74,16 @@ class Database:
     def __init__(self, pool: Pool, url: str) -> None:
         self._pool = pool
         self._url = url
+
+    @property
+    def size(self) -> int:
+        """Most connections there may be."""
+        return self._pool.get_max_size()
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are lent at this moment."""
+        return self._pool.get_size() - self._pool.get_idle_size()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -114,6 +134,31 @@ class Database:
             await lost.wait()
         finally:
             connection.terminate()
+
+    async def hears(self, channel: str, *, within: float = 2.0) -> bool:
+        """Say whether a notification on a channel of listeners reaches one, in seconds `within`."""
+        heard = asyncio.Event()
+        listening = asyncio.create_task(self.listen(channel, heard.set))
+        try:
+            async with asyncio.timeout(within):
+                while not heard.is_set():  # listening begins at some moment of its own
+                    async with self.connection() as connection:
+                        await connection.execute("SELECT pg_notify($1, '')", channel)
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            return False
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+        return True
+
+    async def server(self) -> Server:
+        async with self.connection() as connection:
+            row = await connection.fetchrow(
+                "SELECT current_setting('server_version_num')::int / 10000 AS version, clock_timestamp() AS now"
+            )
+        assert row is not None, "it selects one row"
+        return Server(row["version"], row["now"])
 
     async def schema_revision(self) -> str | None:
         """Return the migration the schema stands at, None when there is no schema."""

@@ -14,7 +14,14 @@ from identity_service.accounts import store as accounts
 from identity_service.audit import Actor, Event, Subject
 from identity_service.clients import Client, own_tokens
 from identity_service.database import Connection
-from identity_service.errors import IdentityError, InvalidCredentials, ScopeRejected, SessionEnded, TokenRejected
+from identity_service.errors import (
+    IdentityError,
+    InvalidCredentials,
+    RefreshTokenReused,
+    ScopeRejected,
+    SessionEnded,
+    TokenRejected,
+)
 from identity_service.runtime import Runtime
 from identity_service.sessions import Session, lifecycle, rotation
 from identity_service.shell import token_id, uuid7
@@ -122,6 +129,18 @@ async def refresh_token(
     now = runtime.now()
     key = runtime.keys.current.signer(now)
     try:
+        session = await _rotate(runtime, client, unverified_token, requested, by=by, now=now)
+    except SessionEnded as error:
+        runtime.metrics.refreshed("reused" if isinstance(error, RefreshTokenReused) else "ended")
+        raise
+    runtime.metrics.refreshed("rotated" if session.rotated_at == now else "retried")
+    return _issue(runtime, client, key, session, scope=requested or session.scope, now=now)
+
+
+async def _rotate(
+    runtime: Runtime, client: Client, unverified_token: str, scope: Sequence[str], *, by: Actor, now: datetime
+) -> Session:
+    try:
         presented = refresh.read(unverified_token, runtime.keys.current, issuer=runtime.settings.issuer_url, now=now)
     except TokenRejected as error:
         raise SessionEnded(detail=error.detail) from None
@@ -129,10 +148,7 @@ async def refresh_token(
         raise SessionEnded(detail="issued to another client")
     by = replace(by, client_id=client.client_id)
     async with runtime.database.connection() as db:
-        session = await rotation.rotate(
-            db, presented, scope=requested, by=by, now=now, limits=runtime.session_limits(client)
-        )
-    return _issue(runtime, client, key, session, scope=requested or session.scope, now=now)
+        return await rotation.rotate(db, presented, scope=scope, by=by, now=now, limits=runtime.session_limits(client))
 
 
 async def client_credentials(runtime: Runtime, client: Client, *, scope: str, by: Actor) -> IssuedToken:

@@ -9,6 +9,7 @@ from identity_service.accounts.hashing import PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
 from identity_service.clients import Client
 from identity_service.database import Database
+from identity_service.metrics import Metrics
 from identity_service.revocation.feed import RevocationFeed
 from identity_service.revocation.status_lists import StatusLists
 from identity_service.sessions import SessionLimits
@@ -28,6 +29,7 @@ class Runtime:
     passwords: PasswordHashing
     breaches: BreachCheck | None
     offered_scopes: OfferedScopes
+    metrics: Metrics
     now: Callable[[], datetime]
 
     def session_limits(self, client: Client) -> SessionLimits:

@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -88,6 +89,7 @@ class Settings(BaseModel):
 
     bind: str = "127.0.0.1:8000"
     workers: Annotated[int, Field(ge=1, le=64)] = 1
+    metrics_bind: str = ""
     issuer_url: str = ""
     allowed_origins: Words = ()
     allowed_hosts: Words = ()
@@ -127,6 +129,12 @@ class Settings(BaseModel):
         return int(self.bind.rpartition(":")[2])
 
     @property
+    def metrics_address(self) -> tuple[str, int]:
+        """Return host and port of `metrics_bind`, which must not be empty."""
+        host, _, port = self.metrics_bind.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
     def secure_cookies(self) -> bool:
         return self.issuer_url.startswith("https://")
 
@@ -141,9 +149,11 @@ class Settings(BaseModel):
             )
         return value
 
-    @field_validator("bind")
+    @field_validator("bind", "metrics_bind")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str, field: ValidationInfo) -> str:
+        if not value and field.field_name == "metrics_bind":
+            return value
         host, colon, port = value.rpartition(":")
         if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
             raise ValueError("must be HOST:PORT with a port from 1 to 65535, such as 127.0.0.1:8000")
@@ -212,6 +222,8 @@ class Settings(BaseModel):
             raise ValueError(
                 "IDENTITY_ARGON2_MEMORY_KIB must be at least 8 times IDENTITY_ARGON2_PARALLELISM (RFC 9106 3.1)"
             )
+        if self.metrics_bind == self.bind:
+            raise ValueError("IDENTITY_METRICS_BIND must be another address than IDENTITY_BIND")
         if self.refresh_retry_window >= self.session_lifetime:
             raise ValueError("IDENTITY_REFRESH_RETRY_WINDOW must be shorter than IDENTITY_SESSION_LIFETIME")
         return self

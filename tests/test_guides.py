@@ -22,22 +22,27 @@ import httpx2
 import jwt
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client import Counter, Gauge, Histogram
 
+from identity_service.metrics import Metrics
 from identity_service.verifier import TokenRejected, Verifier, VerifierStatus
 from identity_service.verifier.rejection import Reason
 from identity_service.verifier.testing import TestIssuer
+from identity_service.web import oauth, problems
 from tests.conftest import PASSWORD, bearer
 from tests.services import Service, environment_of, start_service
 
 ROOT = Path(__file__).parents[1]
 ISSUER = "https://id.example.com"
-README, PROTECT, OTHERS, SERVICES = (
+README, PROTECT, OTHERS, SERVICES, ERRORS, MONITOR = (
     (ROOT / name).read_text()
     for name in (
         "README.md",
         "docs/guides/protect-a-service.md",
         "docs/guides/verify-in-other-languages.md",
         "docs/guides/service-to-service.md",
+        "docs/errors.md",
+        "docs/guides/monitor.md",
     )
 )
 _BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -304,6 +309,77 @@ def test_one_service_calls_another_until_its_client_is_disabled(
         await orders.auth.verifier.aclose()
 
     asyncio.run(call())
+
+
+# Errors
+
+
+def stated(heading: str, column: int = 1) -> dict[str, str]:
+    """Return the words of a table with what its column says, each word the anchor of its line."""
+    found = {}
+    for row in rows(ERRORS, heading):
+        anchor = re.fullmatch(r'(?:<a id="(?:\w+-)?(\w+)"></a>)?`(\w+)`', row[0])
+        assert anchor is not None, row[0]
+        assert anchor[1] in (anchor[2], None)
+        found[anchor[2]] = row[column]
+    assert len(found) == len(rows(ERRORS, heading))
+    return found
+
+
+def test_every_code_of_a_problem_document_is_explained_with_its_status() -> None:
+    told = {code: str(status) for status, code in problems.STATUS.values()}
+    assert stated("Problem documents") == told | {code: str(status) for code, status in problems.CODES.items()}
+
+
+def test_every_code_that_is_refused_by_hand_is_in_the_table() -> None:
+    """`BadRequest(404, "not_found", ...)`, the tuples of the edge, and what the framework raises."""
+    refusals = re.compile(r'(?<!": )\b(4\d\d|500)(?:: \(|,\s+)"([a-z_]+)"')
+    sources = [path.read_text() for path in (ROOT / "identity_service" / "web").glob("*.py")]
+    by_hand = {(code, int(status)) for text in sources for status, code in refusals.findall(text)}
+    of_errors = {(code, status) for status, code in problems.STATUS.values()}
+    assert by_hand - of_errors == set(problems.CODES.items())
+
+
+def test_every_oauth_error_is_explained_with_its_status() -> None:
+    told = {oauth.ERRORS[error]: str(oauth.status_of(error)) for error in oauth.ERRORS}
+    assert stated("OAuth endpoints") == told | {"invalid_request": "400"}
+
+
+def test_every_reason_of_the_verifier_and_of_the_password_policy_is_explained() -> None:
+    assert sorted(stated("The verifier")) == sorted(get_args(Reason))
+    source = (ROOT / "identity_service" / "accounts" / "passwords.py").read_text()
+    assert set(stated("Why a password is refused")) == set(re.findall(r'PasswordRejected\("(\w+)"', source))
+
+
+def test_every_anchor_is_there_once() -> None:
+    anchors = re.findall(r'<a id="([\w-]+)">', ERRORS)
+    assert len(anchors) >= 60
+    assert len(set(anchors)) == len(anchors)
+
+
+# Monitor
+
+
+def test_every_metric_is_listed_with_its_labels() -> None:
+    listed = {}
+    for names, labels, _ in rows(MONITOR, "Metrics"):
+        for name in re.findall(r"`(\w+)`", names):
+            listed[name] = set(re.findall(r"`(\w+)`", labels))
+    metrics = Metrics()
+    there = {
+        metric._name + ("_total" if isinstance(metric, Counter) else ""): set(metric._labelnames)
+        for metric in vars(metrics).values()
+        if isinstance(metric, Counter | Gauge | Histogram)
+    }
+    there["identity_build_info"] = {"version", "schema"}
+    assert listed == there
+
+
+def test_the_alerts_ask_for_metrics_that_there_are() -> None:
+    listed = set(re.findall(r"`(\w+)`", section(MONITOR, "Metrics")))
+    asked = re.findall(r"\b(?:identity|http)_\w+", section(MONITOR, "Alerts"))
+    assert len(asked) >= 7
+    assert {name.removesuffix("_count") for name in asked} <= listed
 
 
 # Other languages, and the README

@@ -128,6 +128,19 @@ def test_an_empty_variable_counts_as_absent():
     assert load({"DATABASE_URL": "", "IDENTITY_WORKERS": " "}).settings == load({}).settings
 
 
+@pytest.mark.parametrize("bind", ["9464", "127.0.0.1", ":9464", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x"])
+def test_an_address_for_metrics_has_a_host_and_a_port(bind):
+    with pytest.raises(ConfigurationError, match="IDENTITY_METRICS_BIND: must be HOST:PORT"):
+        load({"IDENTITY_METRICS_BIND": bind})
+
+
+def test_metrics_are_off_by_default_and_never_on_the_main_address():
+    assert load({}).settings.metrics_bind == ""
+    assert load({"IDENTITY_METRICS_BIND": "[::1]:9464"}).settings.metrics_address == ("::1", 9464)
+    with pytest.raises(ConfigurationError, match="must be another address than IDENTITY_BIND"):
+        load({"IDENTITY_METRICS_BIND": "127.0.0.1:8000"})
+
+
 def test_an_unknown_variable_is_a_warning_with_the_nearest_name():
     (warning,) = load({"IDENTITY_ACESS_LIFETIME": "60", "OTHER": "x"}).warnings
     assert warning == (

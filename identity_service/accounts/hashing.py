@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,9 +53,17 @@ class PasswordHashing:
     Args:
         threads: how many run at once; memory use is bounded by this number times the cost.
         deadline: longest time in seconds that a password may wait for its result.
+        observe: told how many seconds each took, waiting included, those that were given up too.
     """
 
-    def __init__(self, cost: Argon2Cost, *, threads: int, deadline: float = DEADLINE_SECONDS) -> None:
+    def __init__(
+        self,
+        cost: Argon2Cost,
+        *,
+        threads: int,
+        deadline: float = DEADLINE_SECONDS,
+        observe: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._hasher = PasswordHasher(
             time_cost=cost.time_cost,
             memory_cost=cost.memory_kib,
@@ -64,10 +73,15 @@ class PasswordHashing:
             type=Type.ID,
         )
         self._deadline = deadline
-        self._hashes = _BoundedThreads(threads, threads * QUEUE_PER_THREAD)
+        self._hashes = _BoundedThreads(threads, threads * QUEUE_PER_THREAD, observe)
         self._estimates = _BoundedThreads(1, ESTIMATES_AT_ONCE)
         # For users that do not exist: nobody knows its password, and it costs what a real one does.
         self._nobodys_hash = self._hasher.hash(secrets.token_urlsafe(32))
+
+    @property
+    def waiting(self) -> int:
+        """How many passwords wait or are being hashed."""
+        return self._hashes.waiting
 
     async def hash(self, password: str) -> str:
         """Return the password as a PHC string.
@@ -128,26 +142,31 @@ class PasswordHashing:
 class _BoundedThreads:
     """A few threads at low priority, and room for so many pieces of work in all."""
 
-    def __init__(self, threads: int, room: int) -> None:
+    def __init__(self, threads: int, room: int, observe: Callable[[float], None] = lambda _: None) -> None:
+        self.waiting = 0
         self._room = room
+        self._observe = observe
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords", initializer=_lower_priority)
 
     async def run(self, work: Callable[[], T], deadline: float) -> T:
-        if self._room <= 0:
+        if self.waiting >= self._room:
             raise HashingOverloaded(detail="the queue is full", retry_after=int(deadline))
-        self._room -= 1
+        self.waiting += 1
+        began = time.perf_counter()
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         future.add_done_callback(self._leave)
         try:
             return await asyncio.wait_for(future, deadline)
         except TimeoutError:
             raise HashingOverloaded(detail="the deadline passed", retry_after=int(deadline)) from None
+        finally:
+            self._observe(time.perf_counter() - began)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _leave(self, _: object) -> None:
-        self._room += 1
+        self.waiting -= 1
 
 
 def _lower_priority() -> None:

@@ -5,7 +5,8 @@
 lost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -86,6 +87,13 @@ class Subject:
     id: str
 
 
+Listener = Callable[[Event, str, str | None, int], None]
+"""Takes the event, its outcome, its reason, and how many there were."""
+
+listener: ContextVar[Listener | None] = ContextVar("audit_listener", default=None)
+"""Is told, for counting, what is recorded in a context, even when the transaction is rolled back afterwards."""
+
+
 async def record(
     db: Connection,
     event: Event,
@@ -123,6 +131,8 @@ async def record(
         request_id=by.request_id,
         details=dict(details or {}),
     )
+    if (tell := listener.get()) is not None:
+        tell(event, outcome, reason, len(session_ids) or 1)
 
 
 async def list_events(

@@ -32,7 +32,7 @@ EXIT_CODES: dict[type[IdentityError], int] = {
 }
 """What is not listed exits with 1."""
 
-COMMANDS = ("serve", "migrate", "apply", "healthcheck")
+COMMANDS = ("serve", "migrate", "apply", "healthcheck", "doctor")
 NOUNS = ("keys", "users", "roles", "clients", "audit", "config")
 
 

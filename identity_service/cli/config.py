@@ -36,11 +36,11 @@ def _shown(name: str, settings: configuration.Settings) -> Any:
         return None
     if name == "database_url":
         return f"postgresql://{MASK}@{place_of(value.get_secret_value())}"
-    if name == "keys_passphrase":
+    if hasattr(value, "get_secret_value"):
         return MASK
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
         return int(seconds) if seconds.is_integer() else seconds
     if isinstance(value, tuple):
-        return " ".join(str(part) for part in value)
+        return " ".join(map(str, value))
     return value if isinstance(value, int | str) else str(value)

@@ -12,11 +12,13 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from identity_service import logs
 from identity_service.app import create_app
 from identity_service.cli.environment import load_settings, schema_revision, with_database_url
+from identity_service.cli.exporter import exported, shared_registry
 from identity_service.database import SCHEMA_HEAD
 from identity_service.errors import ConfigurationError, KeysUnavailable
 from identity_service.revocation.feed import MAX_FOLLOWERS
@@ -143,10 +145,22 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
 
 def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None:
     logs.configure(settings.log_level)
-    single = settings.workers == 1
-    config = uvicorn.Config(
-        create_app(settings, keys) if single else "identity_service.app:from_environment",
-        factory=not single,
+    if settings.workers > 1:
+        with shared_registry() as registry, exported(settings, registry):
+            Multiprocess(_config(settings, "identity_service.app:from_environment"), sockets=[listener]).run()
+        return
+    app = create_app(settings, keys)
+    server = uvicorn.Server(_config(settings, app))
+    with exported(settings, app.state.metrics.registry), suppress(KeyboardInterrupt):  # raised again after a clean stop
+        server.run(sockets=[listener])
+    if not server.started:
+        raise ConfigurationError("The service did not start; see the lines above.")
+
+
+def _config(settings: Settings, app: FastAPI | str) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=isinstance(app, str),
         workers=settings.workers,
         loop="uvloop",
         http=BoundedProtocol,
@@ -158,11 +172,3 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    if single:
-        server = uvicorn.Server(config)
-        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped cleanly
-            server.run(sockets=[listener])
-        if not server.started:
-            raise ConfigurationError("The service did not start; see the lines above.")
-    else:
-        Multiprocess(config, sockets=[listener]).run()

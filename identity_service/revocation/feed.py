@@ -92,6 +92,11 @@ class RevocationFeed:
         """The lists that a living session may have its index in."""
 
     @property
+    def followers(self) -> int:
+        """How many streams are open."""
+        return len(self._followers)
+
+    @property
     def is_current(self) -> bool:
         """Whether the table was read a moment ago; otherwise nothing may be said about any token."""
         return asyncio.get_running_loop().time() - self._looked_at < VOUCHED_SECONDS

@@ -7,16 +7,20 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from identity_service import grants, throttling
+from identity_service import errors, grants, throttling
 from identity_service.accounts import User, authentication, registration, store
 from identity_service.audit import Event, Subject
 from identity_service.errors import CurrentPasswordWrong, InvalidCredentials, SignupClosed
 from identity_service.runtime import Runtime
 from identity_service.shell import uuid7
 from identity_service.web.dependencies import Caller, SignedIn, actor_of, public, runtime_of
+from identity_service.web.problems import JSON_BODY, SIGNED_IN, refusals
 from identity_service.web.strict_json import StrictRoute
 
 router = APIRouter(route_class=StrictRoute, tags=["Account"])
+
+_NAMES = (errors.UsernameTaken, errors.UsernameRejected, errors.EmailRejected)
+_HASHES = (errors.Throttled, errors.Unavailable)
 
 Username = Annotated[str, Field(min_length=1, max_length=1024, examples=["alice"])]
 Password = Annotated[str, Field(max_length=4096, examples=["correct horse battery staple"])]
@@ -75,7 +79,11 @@ class UserAnswer(BaseModel):
         )
 
 
-@router.post("/users", status_code=201)
+@router.post(
+    "/users",
+    status_code=201,
+    responses=refusals(*JSON_BODY, errors.SignupClosed, *_NAMES, errors.PasswordRejected, *_HASHES),
+)
 @public
 async def sign_up(request: Request, response: Response, body: NewUser) -> UserAnswer:
     """Make an account, while the installation accepts registrations."""
@@ -96,13 +104,13 @@ async def sign_up(request: Request, response: Response, body: NewUser) -> UserAn
     return UserAnswer.of(user)
 
 
-@router.get("/users/me")
+@router.get("/users/me", responses=refusals(*SIGNED_IN))
 async def show_me(caller: SignedIn) -> UserAnswer:
     """The caller's account."""
     return UserAnswer.of(caller.user)
 
 
-@router.patch("/users/me")
+@router.patch("/users/me", responses=refusals(*SIGNED_IN, *JSON_BODY, *_NAMES, errors.UserNotFound))
 async def change_me(request: Request, caller: SignedIn, body: AccountChange) -> UserAnswer:
     """Change the username or the e-mail address. Roles and the like cannot be reached from here."""
     given = body.model_fields_set
@@ -123,7 +131,13 @@ async def change_me(request: Request, caller: SignedIn, body: AccountChange) -> 
     return UserAnswer.of(user)
 
 
-@router.put("/users/me/password", status_code=204)
+@router.put(
+    "/users/me/password",
+    status_code=204,
+    responses=refusals(
+        *SIGNED_IN, *JSON_BODY, errors.UserNotFound, errors.CurrentPasswordWrong, errors.PasswordRejected, *_HASHES
+    ),
+)
 async def change_password(request: Request, caller: SignedIn, body: PasswordChange) -> None:
     """Set another password. All other sessions end; this one goes on."""
     runtime, user = runtime_of(request), caller.user
@@ -142,7 +156,13 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
     )
 
 
-@router.delete("/users/me", status_code=204)
+@router.delete(
+    "/users/me",
+    status_code=204,
+    responses=refusals(
+        *SIGNED_IN, *JSON_BODY, errors.UserNotFound, errors.CurrentPasswordWrong, errors.LastAdministrator, *_HASHES
+    ),
+)
 async def delete_me(request: Request, caller: SignedIn, body: Deletion) -> None:
     """Delete the account. Its sessions end and its tokens are revoked."""
     runtime = runtime_of(request)

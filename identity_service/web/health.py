@@ -1,9 +1,11 @@
 """Whether the process turns (`/health`, `/livez`), and whether it should be sent requests (`/readyz`)."""
 
 import asyncio
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from identity_service.database import SCHEMA_HEAD
 from identity_service.errors import DatabaseUnavailable, KeysUnavailable
@@ -23,7 +25,12 @@ async def alive() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+class Readiness(BaseModel):
+    status: Literal["ok", "unavailable"]
+    missing: list[Literal["database", "schema", "keys", "draining"]]
+
+
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
 @public
 async def ready(request: Request) -> JSONResponse:
     """Says ok when requests can be answered, else 503 and what is missing: database, schema, keys, draining."""

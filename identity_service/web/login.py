@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from identity_service import grants
+from identity_service import errors, grants
 from identity_service.clients import FIRST_PARTY
 from identity_service.errors import SessionEnded, TokenRejected
 from identity_service.grants import IssuedTokens
@@ -19,7 +19,7 @@ from identity_service.settings import Settings
 from identity_service.tokens import refresh
 from identity_service.web import problems
 from identity_service.web.dependencies import actor_of, public, runtime_of
-from identity_service.web.problems import BadRequest
+from identity_service.web.problems import JSON_BODY, BadRequest, refusals
 from identity_service.web.revocation import end_session
 from identity_service.web.strict_json import StrictRoute, require_json
 
@@ -54,13 +54,20 @@ class EmptyBody(BaseModel):
 
 
 class AccessTokenAnswer(BaseModel):
-    access_token: str
+    access_token: Annotated[str, Field(examples=["eyJhbGciOiJSUzI1NiIsInR5cCI6ImF0K2p3dCJ9.e30.c2ln"])]
     token_type: str = "Bearer"  # noqa: S105 - the type's name in RFC 6750
-    expires_in: int
-    scope: str
+    expires_in: Annotated[int, Field(examples=[600])]
+    scope: Annotated[str, Field(examples=["orders:read orders:write"])]
 
 
-@router.post("/login", response_model=AccessTokenAnswer)
+_FROM_OUR_PAGES = (*JSON_BODY, "origin_not_allowed", errors.Unavailable)
+
+
+@router.post(
+    "/login",
+    response_model=AccessTokenAnswer,
+    responses=refusals(*_FROM_OUR_PAGES, errors.InvalidCredentials, errors.ScopeRejected, errors.Throttled),
+)
 @public
 async def login(request: Request, body: LoginBody) -> JSONResponse:
     """Log in. The access token is in the answer, the refresh token only in the cookie."""
@@ -73,10 +80,11 @@ async def login(request: Request, body: LoginBody) -> JSONResponse:
         scope=body.scope,
         by=actor_of(request),
     )
+    runtime.metrics.issued("password")
     return _answer(runtime, issued)
 
 
-@router.post("/refresh", response_model=AccessTokenAnswer)
+@router.post("/refresh", response_model=AccessTokenAnswer, responses=refusals(*_FROM_OUR_PAGES, errors.SessionEnded))
 @public
 async def refresh_session(request: Request, _: EmptyBody | None = None) -> JSONResponse:
     """Get the next access token for the session in the cookie, and the next cookie."""
@@ -91,10 +99,11 @@ async def refresh_session(request: Request, _: EmptyBody | None = None) -> JSONR
         answer = problems.problem(request, status, code, error.text)
         _clear_cookie(answer, runtime.settings)
         return answer
+    runtime.metrics.issued("refresh_token")
     return _answer(runtime, issued)
 
 
-@router.post("/logout", status_code=204)
+@router.post("/logout", status_code=204, responses=refusals(*_FROM_OUR_PAGES))
 @public
 async def logout(request: Request, _: EmptyBody | None = None) -> Response:
     """End the session in the cookie and clear it. Without a session there is nothing to do, which is fine too."""

@@ -1,9 +1,10 @@
 """What everyone may know: the JWKS, the server's metadata (RFC 8414), and the page at the root."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service.signing.keyring import JWKS_MAX_AGE
 from identity_service.web.dependencies import public, runtime_of
@@ -14,10 +15,49 @@ router = APIRouter(tags=["Metadata"])
 _MAX_AGE = int(JWKS_MAX_AGE.total_seconds())
 _JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-if-error=3600"
 _BY_SECRET = ["client_secret_basic", "client_secret_post"]
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "What the caller has is current."}}
 FOR_EVERYONE = {"Access-Control-Allow-Origin": "*"}
 
 
-@router.get("/.well-known/jwks.json")
+class PublicKey(BaseModel):
+    kty: Literal["RSA"]
+    use: Literal["sig"]
+    alg: Literal["RS256"]
+    kid: Annotated[str, Field(examples=["NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"])]
+    n: str
+    e: Annotated[str, Field(examples=["AQAB"])]
+
+
+class PublicKeys(BaseModel):
+    keys: list[PublicKey]
+
+
+class ServerMetadata(BaseModel):
+    """RFC 8414 2."""
+
+    model_config = ConfigDict(extra="allow")
+
+    issuer: str
+    token_endpoint: str
+    jwks_uri: str
+    revocation_endpoint: str
+    status_list_aggregation_endpoint: str
+    grant_types_supported: list[str]
+    response_types_supported: list[str]
+    scopes_supported: list[str]
+    token_endpoint_auth_methods_supported: list[str]
+    revocation_endpoint_auth_methods_supported: list[str]
+    service_documentation: str
+
+
+class Root(BaseModel):
+    issuer: str
+    jwks_uri: str
+    metadata: str
+    docs: str
+
+
+@router.get("/.well-known/jwks.json", response_model=PublicKeys, responses=NOT_MODIFIED)
 @public
 async def jwks(request: Request) -> Response:
     """The public keys that verify our tokens (RFC 7517), the signing one first."""
@@ -29,7 +69,7 @@ async def jwks(request: Request) -> Response:
     return Response(document.body, headers=headers, media_type="application/json")
 
 
-@router.get("/.well-known/oauth-authorization-server")
+@router.get("/.well-known/oauth-authorization-server", response_model=ServerMetadata)
 @public
 async def authorization_server(request: Request) -> JSONResponse:
     """What this server offers and where (RFC 8414)."""
@@ -53,7 +93,7 @@ async def authorization_server(request: Request) -> JSONResponse:
     return JSONResponse(body, headers={"Cache-Control": f"public, max-age={_MAX_AGE}", **FOR_EVERYONE})
 
 
-@router.get("/")
+@router.get("/", response_model=Root)
 @public
 async def root(request: Request) -> dict[str, str]:
     """Where to go from here."""

@@ -16,6 +16,8 @@ from typing import TypeAlias
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from identity_service import audit
+from identity_service.metrics import Metrics
 from identity_service.web.proxies import TrustedProxies
 
 log = logging.getLogger("identity_service.request")
@@ -25,6 +27,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _CONTROLS = re.compile("[\x00-\x1f\x7f]")
 _PROBES = frozenset({"/health", "/livez", "/readyz"})
+_ENDLESS = "/status-lists/events"
 _COOKIE_PATHS = frozenset({"/login", "/refresh", "/logout"})
 _ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 # Swagger UI adds X-Requested-With: without it the Authorize button of another service's docs cannot log in here.
@@ -67,8 +70,9 @@ Refusal: TypeAlias = tuple[int, str, str]
 class Edge:
     """Wraps the application. Answers by itself what never needs to reach a route."""
 
-    def __init__(self, app: ASGIApp, policy: EdgePolicy) -> None:
+    def __init__(self, app: ASGIApp, policy: EdgePolicy, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._policy = policy
         self._cookie = policy.cookie.encode()
         self._headers = dict(_SECURITY_HEADERS)
@@ -104,6 +108,7 @@ class Edge:
                 message, ended = {"type": "http.response.body", "body": b""}, True
             await send(message)
 
+        listening = audit.listener.set(self._metrics.recorded)
         try:
             await self._answer(scope, headers, receive, send_finished)
         except Exception:
@@ -112,7 +117,10 @@ class Edge:
                 failure = (500, "internal_error", "Something went wrong here; the request id finds it in the log.")
                 await _answer(send_finished, *failure, request_id)
         finally:
-            self._log(scope, status, started)
+            audit.listener.reset(listening)
+            seconds = time.perf_counter() - started
+            self._count(scope, status, seconds)
+            self._log(scope, status, seconds)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Refuse what must not reach a route, answer preflights, and pass everything else on."""
@@ -181,7 +189,14 @@ class Edge:
             if path in _COOKIE_PATHS:
                 headers["Access-Control-Allow-Credentials"] = "true"
 
-    def _log(self, scope: Scope, status: int, started: float) -> None:
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope["route"].path if "route" in scope else "none"
+        if route != _ENDLESS:
+            self._metrics.answered(scope["identity.method"], route, status, seconds)
+        if "identity.error" in scope:
+            self._metrics.refused(scope["identity.error"])
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
         level = logging.ERROR if status >= 500 else logging.INFO
         if scope["path"] in _PROBES:  # they come every few seconds, and say what is wrong by themselves
             level = logging.DEBUG
@@ -192,7 +207,7 @@ class Edge:
             "method": scope["identity.method"],
             "path": scope["path"],
             "status": status,
-            "duration_ms": round((time.perf_counter() - started) * 1000, 2),
+            "duration_ms": round(seconds * 1000, 2),
             "client": scope["identity.address"],
         }
         if "identity.error" in scope:

@@ -3,6 +3,7 @@
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Coroutine, Mapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
@@ -15,7 +16,7 @@ from identity_service.audit import Event, Subject
 from identity_service.clients import FIRST_PARTY, Client, authentication
 from identity_service.errors import IdentityError
 from identity_service.web.dependencies import actor_of, runtime_of
-from identity_service.web.problems import note
+from identity_service.web.problems import note, refusals
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -178,24 +179,49 @@ def _basic(request: Request) -> tuple[str, str] | None:
 
 def _refused(request: Request, error: IdentityError) -> JSONResponse:
     note(request, error)
-    code = ERRORS[type(error)]
+    status = status_of(type(error))
     headers = {}
-    status = 400
-    if isinstance(error, errors.Unavailable):
-        status = 503
+    if isinstance(error, errors.Unavailable | errors.Throttled):
         headers["Retry-After"] = str(error.retry_after)
-    elif isinstance(error, errors.Throttled):
-        status = 429
-        headers["Retry-After"] = str(error.retry_after)
-    elif isinstance(error, errors.ClientRejected):
-        status = 401
-        if "authorization" in request.headers:
-            headers["WWW-Authenticate"] = 'Basic realm="identity", charset="UTF-8"'
-    return _error(status, code, error.text, headers)
+    elif status == 401 and "authorization" in request.headers:
+        headers["WWW-Authenticate"] = 'Basic realm="identity", charset="UTF-8"'
+    return _error(status, ERRORS[type(error)], error.text, headers)
+
+
+def status_of(error: type[IdentityError]) -> int:
+    """Return the status of RFC 6749 5.2 and, where that says nothing, of HTTP."""
+    if issubclass(error, errors.Unavailable):
+        return 503
+    if issubclass(error, errors.Throttled):
+        return 429
+    return 401 if issubclass(error, errors.ClientRejected) else 400
 
 
 def _error(status: int, code: str, description: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": code, "error_description": description}, status, {**NO_STORE, **(headers or {})})
+
+
+def described(*refused: type[IdentityError]) -> dict[int | str, dict[str, Any]]:
+    """Describe to OpenAPI what an OAuth endpoint refuses, beside `invalid_request` and what every route does."""
+    codes = {400: ["invalid_request"]}
+    for error in refused:
+        found = codes.setdefault(status_of(error), [])
+        if ERRORS[error] not in found:
+            found.append(ERRORS[error])
+    answers = refusals()
+    for status, found in codes.items():
+        text = f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for code in found)}"
+        answer = answers.setdefault(status, {"description": text, "content": {}})
+        answer["description"] = text
+        answer["content"]["application/json"] = {
+            "schema": {
+                "type": "object",
+                "required": ["error", "error_description"],
+                "properties": {"error": {"enum": found}, "error_description": {"type": "string"}},
+            },
+            "examples": {code: {"value": {"error": code, "error_description": "What happened."}} for code in found},
+        }
+    return answers
 
 
 def form_schema(*parameters: str) -> dict[str, Any]:

@@ -54,29 +54,27 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.IdentityError: (400, "refused"),
 }
 
-DESCRIBED: dict[int | str, dict[str, Any]] = {
-    422: {
-        "description": "The request has members that are missing or wrong.",
-        "content": {
-            MEDIA_TYPE: {
-                "schema": {
-                    "type": "object",
-                    "required": ["type", "title", "status", "code", "detail"],
-                    "properties": {
-                        "type": {"type": "string"},
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "code": {"type": "string"},
-                        "detail": {"type": "string"},
-                        "request_id": {"type": "string"},
-                        "errors": {"type": "array", "items": {"type": "object"}},
-                    },
-                }
-            }
-        },
-    }
+CODES: dict[str, int] = {
+    "bad_request": 400,
+    "unknown_host": 400,
+    "body_too_large": 413,
+    "internal_error": 500,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "unsupported_media_type": 415,
+    "malformed_json": 400,
+    "validation_failed": 422,
+    "authentication_required": 401,
+    "invalid_request": 400,
+    "origin_not_allowed": 403,
+    "time_not_supported": 400,
 }
-"""The refusal that every route can answer with, for OpenAPI; the framework would describe its own."""
+"""The codes of what is wrong with the HTTP itself, with their status: what `middleware` and `BadRequest` refuse."""
+
+EVERYWHERE = ("bad_request", "unknown_host", "body_too_large")
+JSON_BODY = ("malformed_json", "unsupported_media_type", "validation_failed")
+SIGNED_IN = ("authentication_required", "invalid_request", errors.TokenRejected, errors.DatabaseUnavailable)
+"""What routes can refuse that read JSON, and those that are guarded: for `refusals`."""
 
 _HTTP = {
     404: ("not_found", "There is nothing at this path."),
@@ -104,6 +102,42 @@ def problem(
         {"Cache-Control": "no-store", **(headers or {})},
         MEDIA_TYPE,
     )
+
+
+def refusals(*refused: type[IdentityError] | str) -> dict[int | str, dict[str, Any]]:
+    """Describe to OpenAPI what a route refuses, by errors and by `CODES`, beside what every route does."""
+    codes: dict[int, list[str]] = {}
+    for one in (*EVERYWHERE, *refused):
+        status, code = (CODES[one], one) if isinstance(one, str) else STATUS[one]
+        if code not in codes.setdefault(status, []):
+            codes[status].append(code)
+    return {status: _described(status, found) for status, found in sorted(codes.items())}
+
+
+def _described(status: int, codes: Sequence[str]) -> dict[str, Any]:
+    title = HTTPStatus(status).phrase
+    document = {"type": "about:blank", "title": title, "status": status, "detail": "What happened, in one sentence."}
+    schema = {
+        "type": "object",
+        "required": ["type", "title", "status", "code", "detail", "request_id"],
+        "properties": {
+            "type": {"const": "about:blank"},
+            "title": {"type": "string"},
+            "status": {"const": status},
+            "code": {"enum": list(codes)},
+            "detail": {"type": "string"},
+            "request_id": {"type": "string"},
+            "reason": {"type": "string", "description": "With `password_rejected`: which part of the policy."},
+            "errors": {
+                "type": "array",
+                "description": "With `validation_failed`: where, as JSON pointers, and what is wrong there.",
+                "items": {"type": "object", "properties": {name: {"type": "string"} for name in ("pointer", "detail")}},
+            },
+        },
+    }
+    examples = {code: {"value": {**document, "code": code, "request_id": "5f0c6a1e9d2b4873"}} for code in codes}
+    description = f"{title}: {', '.join(f'`{code}`' for code in codes)}"
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}}}
 
 
 def note(request: Request, error: IdentityError) -> None:

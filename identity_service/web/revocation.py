@@ -4,7 +4,9 @@ from contextlib import suppress
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
+from identity_service import errors
 from identity_service.audit import Actor
 from identity_service.clients import own_tokens
 from identity_service.errors import TokenRejected
@@ -20,7 +22,16 @@ from identity_service.web.dependencies import actor_of, public, runtime_of
 router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
 
 
-@router.post("/revoke", openapi_extra=oauth.form_schema("token", "token_type_hint"))
+class Nothing(BaseModel):
+    """An empty object."""
+
+
+@router.post(
+    "/revoke",
+    response_model=Nothing,
+    responses=oauth.described(errors.ClientRejected, errors.Unavailable),
+    openapi_extra=oauth.form_schema("token", "token_type_hint"),
+)
 @public
 async def revoke(request: Request) -> JSONResponse:
     """Revoke a token, with its session. Unknown, expired and malformed tokens, and others' tokens, answer 200 too."""

@@ -14,7 +14,9 @@ from ipaddress import ip_address
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
 
+from identity_service import errors
 from identity_service.errors import DatabaseUnavailable, TooManyFollowers
 from identity_service.revocation import RevokedIndex
 from identity_service.revocation.feed import News
@@ -22,8 +24,8 @@ from identity_service.revocation.status_lists import TIME_TO_LIVE, StatusLists
 from identity_service.runtime import Runtime
 from identity_service.throttling import prefix
 from identity_service.web.dependencies import public, runtime_of
-from identity_service.web.metadata import FOR_EVERYONE, not_modified
-from identity_service.web.problems import BadRequest
+from identity_service.web.metadata import FOR_EVERYONE, NOT_MODIFIED, not_modified
+from identity_service.web.problems import BadRequest, refusals
 
 router = APIRouter(tags=["Status lists"])
 
@@ -39,7 +41,11 @@ _EVENT_ID = re.compile(r"[0-9]{1,17}", re.ASCII)
 _CACHING = f"public, max-age={int(TIME_TO_LIVE.total_seconds())}"
 
 
-@router.get("/status-lists")
+class StatusListUris(BaseModel):
+    status_lists: list[str]
+
+
+@router.get("/status-lists", response_model=StatusListUris)
 @public
 async def lists(request: Request) -> JSONResponse:
     """The lists that tokens may name today."""
@@ -49,7 +55,11 @@ async def lists(request: Request) -> JSONResponse:
     return JSONResponse({"status_lists": uris}, headers={"Cache-Control": _CACHING, **FOR_EVERYONE})
 
 
-@router.get("/status-lists/events")
+@router.get(
+    "/status-lists/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}, **refusals(errors.Unavailable)},
+)
 @public
 async def events(request: Request) -> StreamingResponse:
     """Every revocation as it happens, as server-sent events.
@@ -71,7 +81,16 @@ async def events(request: Request) -> StreamingResponse:
     return StreamingResponse(told, media_type="text/event-stream", headers=headers)
 
 
-@router.get("/status-lists/{number}")
+@router.get(
+    "/status-lists/{number}",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/statuslist+jwt": {"schema": {"type": "string"}}}},
+        **NOT_MODIFIED,
+        # The framework promises a 422 of its own shape for every parameter unless there is one.
+        **refusals("time_not_supported", "not_found", "validation_failed", errors.Unavailable),
+    },
+)
 @public
 async def status_list(request: Request, number: str) -> Response:
     """One list as a signed token (draft-ietf-oauth-status-list 5)."""

@@ -1,9 +1,11 @@
 """`POST /token`: strict form → client → may it ask for this → grant → answer (RFC 6749 5)."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from identity_service import grants
 from identity_service.audit import Actor
@@ -19,7 +21,23 @@ router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
 Grant = Callable[[Runtime, Client, Mapping[str, str], Actor], Awaitable[IssuedToken]]
 
 
-@router.post("/token", openapi_extra=oauth.form_schema("grant_type", "username", "password", "refresh_token", "scope"))
+class TokenAnswer(BaseModel):
+    """RFC 6749 5.1. Lifetimes are seconds from now. A client that asks for itself gets no refresh token."""
+
+    access_token: Annotated[str, Field(examples=["eyJhbGciOiJSUzI1NiIsInR5cCI6ImF0K2p3dCJ9.e30.c2ln"])]
+    token_type: Literal["Bearer"]
+    expires_in: Annotated[int, Field(examples=[600])]
+    scope: Annotated[str, Field(examples=["orders:read orders:write"])]
+    refresh_token: Annotated[str, Field("", examples=["eyJhbGciOiJSUzI1NiIsInR5cCI6InJ0K2p3dCJ9.e30.c2ln"])]
+    refresh_token_expires_in: Annotated[int, Field(0, examples=[1209600])]
+
+
+@router.post(
+    "/token",
+    response_model=TokenAnswer,
+    responses=oauth.described(*oauth.ERRORS),
+    openapi_extra=oauth.form_schema("grant_type", "username", "password", "refresh_token", "scope"),
+)
 @public
 async def token(request: Request) -> JSONResponse:
     """Get an access token for a user, with the next refresh token, or for the client that asks."""
@@ -32,7 +50,9 @@ async def token(request: Request) -> JSONResponse:
         raise GrantNotOffered
     if grant_type not in client.grants:
         raise ClientNotAllowed(detail=client.client_id)
-    return _answer(await grant(runtime, client, form, actor_of(request)))
+    issued = await grant(runtime, client, form, actor_of(request))
+    runtime.metrics.issued(grant_type)
+    return _answer(issued)
 
 
 def offered_grants(runtime: Runtime) -> dict[str, Grant]:

@@ -13,6 +13,7 @@ import pytest
 from identity_service import errors, throttling
 from identity_service.cli import EXIT_CODES
 from identity_service.database import SCHEMA_HEAD, Connection, open_database
+from identity_service.settings import Settings
 from identity_service.shell import utc_now
 from tests.cli.conftest import Command
 from tests.conftest import PASSWORD, TESTER
@@ -317,6 +318,27 @@ def test_config_show_tells_each_value_and_where_it_came_from(command: Command, d
     assert rows["IDENTITY_DATABASE_URL"]["from"] == "DATABASE_URL"
     assert rows["IDENTITY_KEYS_PASSPHRASE"]["value"] == "********"
     assert "hunter2" not in outcome.out
+
+
+def test_config_show_masks_every_secret_there_is(command: Command):
+    """Those of tomorrow too, for which nobody thinks of this file."""
+    secrets = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+    assert {"database_url", "keys_passphrase"} <= set(secrets)
+    values = {f"IDENTITY_{name.upper()}": "hunter2" for name in secrets}
+    values |= {"DATABASE_URL": "", "IDENTITY_DATABASE_URL": "postgresql://x:hunter2@db.example.com/y?password=hunter2"}
+    for form in ((), ("--json",)):
+        outcome = command("config", "show", *form, **values)
+        assert (outcome.code, "hunter2" in outcome.out + outcome.err) == (0, False)
+        assert outcome.out.count("********") == len(secrets)
+
+
+def test_a_setting_that_is_called_a_secret_is_one():
+    plain = [
+        name
+        for name, field in Settings.model_fields.items()
+        if re.search(r"passphrase|secret|api_key", name) and "SecretStr" not in str(field.annotation)
+    ]
+    assert plain == []
 
 
 def test_config_show_masks_the_password_of_the_database(command: Command):

@@ -1,0 +1,137 @@
+"""What a scraper is told: what was counted, by one process and by several, and never on the main port."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.cli.conftest import StartService
+from tests.conftest import PASSWORD
+from tests.services import Service, free_port, log_in, refresh, sign_up
+
+
+@pytest.fixture
+def bind() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+def scrape(bind: str) -> dict[str, float]:
+    """Return each series with its value."""
+    answer = httpx2.get(f"http://{bind}/metrics", timeout=10)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = (line for line in answer.text.splitlines() if not line.startswith("#"))
+    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def use(service: Service) -> None:
+    """Log in twice, fail once, refresh, retry, use an old refresh token, and log out."""
+    first = sign_up(service)
+    second = log_in(service)
+    service.post("/token", data={"grant_type": "password", "username": "alice", "password": "a wrong one"})
+    successor = refresh(service, first)
+    refresh(service, successor)
+    refresh(service, successor)
+    old = {"grant_type": "refresh_token", "refresh_token": first["refresh_token"]}
+    assert service.post("/token", data=old).status_code == 400
+    assert service.post("/revoke", data={"token": second["refresh_token"]}).status_code == 200
+
+
+USED = {
+    'identity_logins_total{outcome="success",reason=""}': 2,
+    'identity_logins_total{outcome="failure",reason="wrong_password"}': 1,
+    'identity_tokens_issued_total{grant="password"}': 2,
+    'identity_tokens_issued_total{grant="refresh_token"}': 3,
+    'identity_refresh_total{outcome="rotated"}': 2,
+    'identity_refresh_total{outcome="retried"}': 1,
+    'identity_refresh_total{outcome="reused"}': 1,
+    'identity_refresh_total{outcome="ended"}': 0,
+    'identity_refusals_total{error="InvalidCredentials"}': 1,
+    'identity_refusals_total{error="RefreshTokenReused"}': 1,
+    'identity_revocations_total{reason="reuse"}': 1,
+    'identity_revocations_total{reason="revoked"}': 1,
+    'identity_audit_events_total{event="session.ended",outcome="success"}': 2,
+    "identity_password_hash_seconds_count": 4,
+    'http_server_request_duration_seconds_count{method="POST",route="/token",status="200"}': 5,
+    'http_server_request_duration_seconds_count{method="POST",route="/token",status="400"}': 2,
+    'identity_keys{state="active"}': 1,
+    'identity_keys{state="standby"}': 1,
+}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_scrape_tells_what_all_processes_did(serve: StartService, bind: str, workers: str):
+    service = serve("--workers", workers, IDENTITY_METRICS_BIND=bind)
+    use(service)
+    seen = scrape(bind)
+    assert {name: seen.get(name) for name in USED} == USED
+    assert seen["identity_db_pool_size"] == 20 * int(workers)
+    assert 3600 < seen["identity_active_key_age_seconds"] < 4000
+    assert [value for name, value in seen.items() if name.startswith("identity_build_info{")] == [1]
+    assert service.get("/metrics").status_code == 404
+    assert httpx2.get(f"http://{bind}/", timeout=10).status_code == 404
+    assert httpx2.get(f"http://{bind}/token", timeout=10).status_code == 404
+
+
+def test_nothing_in_a_scrape_names_who_asked(serve: StartService, bind: str):
+    """Neither a person nor an address, and nothing that a caller can make up: each would make series without end."""
+    service = serve(IDENTITY_METRICS_BIND=bind)
+    use(service)
+    service.ask("TRACE", "/token")
+    service.get("/nowhere/at/all")
+    service.get("/status-lists/12345678")
+    service.post("/token", data={"grant_type": "made_up", "username": "mallory", "password": PASSWORD})
+    text = httpx2.get(f"http://{bind}/metrics", timeout=10).text
+    for word in ("alice", "mallory", "127.0.0.1", "first-party", "TRACE", "nowhere", "12345678", "made_up"):
+        assert word not in text
+    assert 'method="other",route="/token",status="405"' in text
+    assert 'method="GET",route="none",status="404"' in text
+    assert 'route="/status-lists/{number}",status="404"' in text
+
+
+def workers_of(service: Service) -> list[int]:
+    pid = service.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the children of another process can be asked for on Linux only")
+def test_a_worker_that_died_takes_its_levels_along_and_leaves_its_counts(serve: StartService, bind: str):
+    service = serve("--workers", "2", IDENTITY_METRICS_BIND=bind)
+    use(service)
+    before = scrape(bind)
+    os.kill(workers_of(service)[0], signal.SIGKILL)
+    end = time.monotonic() + 20
+    while scrape(bind)["identity_db_pool_size"] != 20:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    while scrape(bind)["identity_db_pool_size"] != 40:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    after = scrape(bind)
+    assert after['identity_refresh_total{outcome="rotated"}'] == before['identity_refresh_total{outcome="rotated"}']
+
+
+def test_a_service_that_nobody_asked_for_metrics_listens_once(running: Service):
+    assert running.get("/metrics").status_code == 404
+    assert "IDENTITY_METRICS_BIND" not in running.environment
+
+
+def test_the_folder_of_the_workers_is_private_and_goes_with_them(serve: StartService, bind: str, tmp_path):
+    service = serve("--workers", "2", IDENTITY_METRICS_BIND=bind, TMPDIR=str(tmp_path))
+    (folder,) = tmp_path.glob("identity-metrics-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    service.stop()
+    assert not folder.exists()
+
+
+def test_a_taken_address_for_metrics_is_said_in_one_line(serve: StartService, running: Service):
+    taken = running.environment["IDENTITY_BIND"]
+    service = serve(ready=False, IDENTITY_METRICS_BIND=taken)
+    _, err = service.finish()
+    assert service.process.returncode == 2
+    assert err.startswith(f"identity-service: {taken} cannot be bound (Address already in use)")
