@@ -1,10 +1,12 @@
 """`POST /introspect` (RFC 7662): what a token is worth at this moment, for those whose business it is."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
+from identity_service import errors
 from identity_service.accounts import authentication
 from identity_service.clients import Client
 from identity_service.clients import store as clients
@@ -21,7 +23,29 @@ from identity_service.web.revocation import read_token
 router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
 
 
-@router.post("/introspect", openapi_extra=oauth.form_schema("token", "token_type_hint"))
+class Introspection(BaseModel):
+    """RFC 7662 2.2. A token that is not active has no other member."""
+
+    active: bool
+    scope: Annotated[str, Field("", examples=["orders:read"])]
+    client_id: Annotated[str, Field("", examples=["billing"])]
+    username: Annotated[str, Field("", description="Of a user's token.")]
+    token_type: Annotated[str, Field("", description="`Bearer`, of an access token.")]
+    sub: str = ""
+    aud: str | list[str] = ""
+    iss: str = ""
+    jti: str = ""
+    sid: Annotated[str, Field("", description="Of a user's token.")]
+    iat: int = 0
+    exp: int = 0
+
+
+@router.post(
+    "/introspect",
+    response_model=Introspection,
+    responses=oauth.described(errors.ClientRejected, errors.Throttled, errors.Unavailable),
+    openapi_extra=oauth.form_schema("token", "token_type_hint"),
+)
 @public
 async def introspect(request: Request) -> JSONResponse:
     """Tell a confidential client about a token that concerns it. Anything else is `{"active": false}`."""
