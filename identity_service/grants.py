@@ -67,33 +67,41 @@ async def password(
         )
         await throttling.check(db, attempt, now=runtime.now())
     credentials = identified.credentials
+    subject = Subject("user", str(credentials.user.id)) if credentials is not None else None
+    asking = replace(by, client_id=client.client_id)
     try:
         verdict = await authentication.prove(credentials, password, runtime.passwords)
-        assert credentials is not None, "an unknown user is never proved"
-        user, now = credentials.user, runtime.now()
+    except InvalidCredentials as error:
+        await count_failure(runtime, attempt, Event.USER_LOGIN, subject, error, by=asking)
+        raise
+    assert credentials is not None, "an unknown user is never proved"
+    user, now = credentials.user, runtime.now()
 
-        async def start(db: Connection) -> Session:
-            await throttling.admit(db, attempt, now=now)
-            if verdict.replacement is not None:
-                await accounts.update_hash(db, user.id, old=credentials.password_hash, new=verdict.replacement)
-            return await lifecycle.start(
-                db,
-                uuid7(now),
-                user.id,
-                client_id=client.client_id,
-                scope=roles.granted(requested, roles.given(user.roles, credentials.role_scopes)),
-                amr=("pwd",),
-                password_changed_at=user.password_changed_at,
-                by=by,
-                now=now,
-                limits=runtime.session_limits(client),
-            )
+    async def start(db: Connection) -> Session:
+        await throttling.admit(db, attempt, now=now)
+        if verdict.replacement is not None:
+            await accounts.update_hash(db, user.id, old=credentials.password_hash, new=verdict.replacement)
+        return await lifecycle.start(
+            db,
+            uuid7(now),
+            user.id,
+            client_id=client.client_id,
+            scope=roles.granted(requested, roles.given(user.roles, credentials.role_scopes)),
+            amr=("pwd",),
+            password_changed_at=user.password_changed_at,
+            by=by,
+            now=now,
+            limits=runtime.session_limits(client),
+        )
 
+    try:
         session = await runtime.database.transact(start)
     except InvalidCredentials as error:
-        by = replace(by, client_id=client.client_id)
-        subject = Subject("user", str(credentials.user.id)) if credentials is not None else None
-        await count_failure(runtime, attempt, Event.USER_LOGIN, subject, error, by=by)
+        # Overtaken by a change of the account. The password was right, so that this was no guess.
+        async with runtime.database.connection() as db:
+            await audit.record(
+                db, Event.USER_LOGIN, subject, by=asking, now=now, outcome="failure", reason=error.detail
+            )
         raise
     return _issue(runtime, client, key, session, scope=session.scope, now=now)
 

