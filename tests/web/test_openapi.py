@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from identity_service.settings import Settings
-from tests.conftest import ISSUER, PASSWORD, Api, Clock, bearer, run_api
+from tests.conftest import ISSUER, PASSWORD, Api, Clock, bearer, register, run_api
 from tests.web.answers import ENDLESS
 
 EXAMPLES = 20
@@ -71,6 +71,7 @@ async def headers_of(api: Api, who: str) -> dict[str, str]:
         scope = "identity:admin"
         async with api.database.connection() as db:
             await db.execute("UPDATE users SET roles = '{admin}' WHERE username = $1", who)
+    await api.forget_failures()  # of passwords that were made up
     form = {"grant_type": "password", "username": who, "password": PASSWORD, "scope": scope}
     return bearer((await api.token(**form)).json()["access_token"])
 
@@ -152,6 +153,11 @@ async def test_what_comes_back_to_those_who_know_the_password_is_promised_too(ap
     await expect(204, "POST", "/logout", json={}, headers=page)
     await expect(204, "DELETE", "/users/me", json={"current_password": body["new_password"]}, **mine)
     await expect(200, "POST", "/revoke", data={"token": tokens["refresh_token"]})
+    robot = await register(api, "robot")
+    asking = {"client_id": "robot", "client_secret": robot.secret}
+    own = (await expect(200, "POST", "/token", data=asking | {"grant_type": "client_credentials"})).json()
+    await expect(200, "POST", "/introspect", data=asking | {"token": own["access_token"]})
+    await expect(200, "POST", "/introspect", data=asking | {"token": "x"})
     changing = {(one.method.upper(), one.path) for one in operations(schema) if one.method.upper() != "GET"}
     assert changing <= set(seen)
 
