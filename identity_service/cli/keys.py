@@ -1,16 +1,20 @@
 """`keys`: list, rotate and revoke signing keys. Running services take a change up within seconds."""
 
+import sys
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from identity_service.cli.environment import load_settings, print_json
-from identity_service.errors import ConfigurationError
+from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.database import Database
+from identity_service.errors import ConfigurationError, IdentityError
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
-from identity_service.signing.key_files import KeyFolder
-from identity_service.signing.keyring import Keyring, KeyState
+from identity_service.signing import recording
+from identity_service.signing.key_files import KeyChange, KeyFolder
+from identity_service.signing.keyring import Key, Keyring
 from identity_service.signing.live import key_folder
 
 app = typer.Typer(no_args_is_help=True, help="Signing keys.")
@@ -33,15 +37,16 @@ def rotate(
     """Promote the standby key, as soon as every verifier can know it, and create the next one."""
     settings = load_settings()
     folder = _folder(settings)
-    before = folder.read()
     requested_at = context.obj
     assert isinstance(requested_at, datetime), "cli.run passes the moment the command was typed"
-    ring = folder.rotate(
+    change = folder.rotate(
         requested_at=requested_at, now=utc_now(), publish_window=settings.key_publish_window, at_once=now
     )
+    if change.key is not None:
+        _record(settings, recording.record_rotation, change.key)
     if not as_json:
-        print(_what_happened(before, ring))
-    _show(ring, as_json=as_json)
+        print(_what_happened(change))
+    _show(change.ring, as_json=as_json)
 
 
 @app.command()
@@ -56,10 +61,26 @@ def revoke(
         raise ConfigurationError(
             "Revoking a key logs out everyone whose tokens it signed; add --yes to do it, or use `keys rotate`."
         )
-    ring = _folder(load_settings()).revoke(kid, now=utc_now())
+    settings = load_settings()
+    change = _folder(settings).revoke(kid, now=utc_now())
+    if change.key is not None:
+        _record(settings, recording.record_revocation, change.key)
     if not as_json:
         print(f"Revoked {kid}. Tokens it signed are refused here at once, elsewhere once the JWKS was fetched again.")
-    _show(ring, as_json=as_json)
+    _show(change.ring, as_json=as_json)
+
+
+def _record(settings: Settings, record: Callable[..., Awaitable[None]], key: Key) -> None:
+    """Write down what was done, if that can be: in an emergency keys must change while the database is away."""
+
+    async def work(db: Database, _: Settings) -> None:
+        async with db.connection() as connection:
+            await record(connection, key, by=operator(), now=utc_now())
+
+    try:
+        with_database(settings, work)
+    except IdentityError as error:
+        print(f"identity-service: done, but nothing was recorded in the audit: {error.text}", file=sys.stderr)
 
 
 def _folder(settings: Settings) -> KeyFolder:
@@ -69,17 +90,17 @@ def _folder(settings: Settings) -> KeyFolder:
     return folder
 
 
-def _what_happened(before: Keyring, after: Keyring) -> str:
+def _what_happened(change: KeyChange) -> str:
     now = utc_now()
-    standby = after.standby(now)
+    standby = change.ring.standby(now)
     if standby is not None and standby.signs_from is not None:
-        verb = "Scheduled" if before != after else "A rotation is already scheduled"
+        verb = "Scheduled" if change.key is not None else "A rotation is already scheduled"
         return (
             f"{verb}: {standby.kid} signs from {standby.signs_from.isoformat(timespec='seconds')}. Nothing to restart."
         )
-    if before == after:
+    if change.key is None:
         return "Another rotation has just been done; nothing to do."
-    return f"Rotated: {after.signer(now).kid} signs from now on. Nothing to restart."
+    return f"Rotated: {change.ring.signer(now).kid} signs from now on. Nothing to restart."
 
 
 def _show(ring: Keyring, *, as_json: bool) -> None:
@@ -95,7 +116,6 @@ def _show(ring: Keyring, *, as_json: bool) -> None:
 
 def _rows(ring: Keyring) -> list[dict[str, Any]]:
     """Return the rows of `keys list --json`. Times are ISO 8601 in UTC, null while they are open."""
-    order = list(KeyState)
     return [
         {
             "kid": status.key.kid,
@@ -105,9 +125,7 @@ def _rows(ring: Keyring) -> list[dict[str, Any]]:
             "in_jwks_until": _time(status.in_jwks_until),
             "verified_until": _time(status.verified_until),
         }
-        for status in sorted(
-            ring.statuses(utc_now()), key=lambda status: (order.index(status.state), status.key.created_at)
-        )
+        for status in ring.listed(utc_now())
     ]
 
 

@@ -49,6 +49,16 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
+class KeyChange:
+    """What came of a rotation or a revocation: the ring now in force, and the key that this very call promoted or
+    revoked, None when there was nothing to do.
+    """
+
+    ring: Keyring
+    key: Key | None
+
+
+@dataclass(frozen=True, slots=True)
 class KeyFolder:
     """Where an installation's keys are and how they are read.
 
@@ -126,8 +136,8 @@ class KeyFolder:
                 self._write(rules.first_keys(lambda: fresh_key(now), self.lifetimes), now)
             return self.read()
 
-    def rotate(self, *, requested_at: datetime, now: datetime, publish_window: timedelta, at_once: bool) -> Keyring:
-        """Promote the standby key as `keyring.rotated` says, and return the ring now in force."""
+    def rotate(self, *, requested_at: datetime, now: datetime, publish_window: timedelta, at_once: bool) -> KeyChange:
+        """Promote the standby key as `keyring.rotated` says."""
 
         def change(ring: Keyring) -> Keyring:
             return rules.rotated(
@@ -139,11 +149,18 @@ class KeyFolder:
                 at_once=at_once,
             )
 
-        return self._change(change, now)
+        before, after = self._change(change, now)
+        turns = {key.kid: key.signs_from for key in before.keys}
+        return KeyChange(after, next((key for key in after.keys if key.signs_from != turns.get(key.kid)), None))
 
-    def revoke(self, kid: str, *, now: datetime) -> Keyring:
-        """Withdraw one key as `keyring.revoked` says, and return the ring now in force."""
-        return self._change(lambda ring: rules.revoked(ring, kid, lambda: fresh_key(now), now=now), now)
+    def revoke(self, kid: str, *, now: datetime) -> KeyChange:
+        """Withdraw one key as `keyring.revoked` says.
+
+        Raises:
+            KeyNotFound: there is none of this id.
+        """
+        before, after = self._change(lambda ring: rules.revoked(ring, kid, lambda: fresh_key(now), now=now), now)
+        return KeyChange(after, after.find(kid) if after != before else None)
 
     def destroy_spent(self, ring: Keyring, *, now: datetime) -> bool:
         """Delete the private halves of keys that no longer sign; return whether there was one."""
@@ -152,14 +169,15 @@ class KeyFolder:
             _destroy(path)
         return bool(spent)
 
-    def _change(self, change: Callable[[Keyring], Keyring], now: datetime) -> Keyring:
+    def _change(self, change: Callable[[Keyring], Keyring], now: datetime) -> tuple[Keyring, Keyring]:
+        """Return the ring before and after."""
         with self._locked():
             ring = self.read()
             changed = change(ring)
             if changed is not ring:
                 self._write(changed, now)
-                return self.read()
-            return ring
+                return ring, self.read()
+            return ring, ring
 
     def _write(self, ring: Keyring, now: datetime) -> None:
         for key in ring.keys:

@@ -112,6 +112,11 @@ class Keyring:
     def statuses(self, now: datetime) -> tuple[KeyStatus, ...]:
         return tuple(self.status(key, now) for key in self.keys)
 
+    def listed(self, now: datetime) -> list[KeyStatus]:
+        """Return the keys as an administrator reads them: in the order in which a key goes through its states."""
+        order = list(KeyState)
+        return sorted(self.statuses(now), key=lambda status: (order.index(status.state), status.key.created_at))
+
     def signer(self, now: datetime) -> Key:
         """Return the key that signs at `now`; its `private` is present.
 

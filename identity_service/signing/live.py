@@ -7,7 +7,7 @@ from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
 from identity_service.signing import jwks
 from identity_service.signing.key_files import KeyFolder
-from identity_service.signing.keyring import KeyState, TokenLifetimes
+from identity_service.signing.keyring import Key, KeyState, TokenLifetimes
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +57,15 @@ class LiveKeyring:
             self._document = kids, jwks.document(self.current, now)
         return self._document[1]
 
-    def tend(self, now: datetime) -> None:
+    def tend(self, now: datetime) -> Key | None:
         """Take up a changed folder, rotate a key that is due, destroy private halves that are spent.
+
+        Return the key that this call promoted, if it did.
 
         Blocks on files: call it in a thread. A folder that cannot be read or written is reported, and what is held
         stays in force; tokens already issued must not fail because a disk did.
         """
+        promoted = None
         try:
             version = self.folder.version()
             if version != self._version:
@@ -70,14 +73,16 @@ class LiveKeyring:
                 log.info("keyring.changed", extra={"kids": [key.kid for key in self.current.published(now)]})
             if due_since := self._rotation_due_since(now):
                 # Asked for at the moment it came due: a replica that has rotated since then has done it for us.
-                self.current = self.folder.rotate(
+                rotation = self.folder.rotate(
                     requested_at=due_since, now=now, publish_window=self.publish_window, at_once=False
                 )
+                self.current, promoted = rotation.ring, rotation.key
                 log.info("keyring.rotation_scheduled", extra={"signs_from": self._scheduled_time(now)})
             if self.folder.destroy_spent(self.current, now=now):
                 self.current = self.folder.read(self.current)
         except (ConfigurationError, OSError) as error:
             log.error("keyring.unreadable", extra={"detail": str(error)})  # noqa: TRY400 - the cause is in the text
+        return promoted
 
     def _rotation_due_since(self, now: datetime) -> datetime | None:
         standby = self.current.standby(now)

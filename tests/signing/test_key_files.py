@@ -28,7 +28,7 @@ def folder(keys_dir: Path) -> KeyFolder:
 
 
 def rotate(folder: KeyFolder, now=LATER, *, at_once=True):
-    return folder.rotate(requested_at=now, now=now, publish_window=WINDOW, at_once=at_once)
+    return folder.rotate(requested_at=now, now=now, publish_window=WINDOW, at_once=at_once).ring
 
 
 def pems(folder: KeyFolder) -> set[str]:

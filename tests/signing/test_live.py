@@ -28,7 +28,7 @@ def live(folder: KeyFolder, period: timedelta = PERIOD) -> LiveKeyring:
 def test_a_rotation_by_another_process_is_taken_up(folder):
     keys = live(folder)
     before = keys.jwks(DAY)
-    ring = folder.rotate(requested_at=DAY, now=DAY, publish_window=WINDOW, at_once=False)
+    ring = folder.rotate(requested_at=DAY, now=DAY, publish_window=WINDOW, at_once=False).ring
     keys.tend(DAY)
     assert keys.current.signer(DAY).kid == ring.signer(DAY).kid
     assert keys.jwks(DAY).etag != before.etag
