@@ -20,7 +20,7 @@ from identity_service import settings as configuration
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
-from identity_service.audit import chain
+from identity_service.audit import Actor, chain
 from identity_service.clients import own_tokens
 from identity_service.clients import store as clients
 from identity_service.database import open_database
@@ -33,9 +33,26 @@ from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
+from identity_service.signing import recording
 from identity_service.signing.keyring import KeyState
 from identity_service.signing.live import LiveKeyring, open_keys
-from identity_service.web import accounts, docs, health, introspection, login, metadata, problems, revocation, token
+from identity_service.web import (
+    accounts,
+    admin_audit,
+    admin_clients,
+    admin_keys,
+    admin_roles,
+    admin_users,
+    docs,
+    health,
+    introspection,
+    login,
+    metadata,
+    problems,
+    revocation,
+    sessions,
+    token,
+)
 from identity_service.web import status_lists as status_list_routes
 from identity_service.web.middleware import Edge, EdgePolicy
 from identity_service.web.proxies import TrustedProxies
@@ -105,10 +122,13 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         redoc_url=None,
         redirect_slashes=False,
         responses=problems.refusals(),
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.draining = False
     app.state.metrics = metrics
-    parts = (token, revocation, introspection, login, accounts, metadata, status_list_routes, health, docs)
+    own = (login, accounts, sessions)
+    administration = (admin_users, admin_roles, admin_clients, admin_keys, admin_audit)
+    parts = (token, revocation, introspection, *own, *administration, metadata, status_list_routes, health, docs)
     app.state.routers = [part.router for part in parts]
     for router in app.state.routers:
         app.include_router(router)
@@ -180,9 +200,12 @@ async def _repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> Asy
 async def _tend_keys(runtime: Runtime) -> None:
     now = runtime.now()
     published = runtime.keys.jwks(now)
-    await asyncio.to_thread(runtime.keys.tend, now)
+    promoted = await asyncio.to_thread(runtime.keys.tend, now)
     if runtime.keys.jwks(now) != published:
         runtime.revocations.announce_keys()
+    if promoted is not None:
+        async with runtime.database.connection() as db:
+            await recording.record_rotation(db, promoted, by=Actor("service"), now=now)
 
 
 async def _prune(runtime: Runtime) -> None:

@@ -64,6 +64,12 @@ class InvalidCredentials(IdentityError):
     default_text = "The username or the password is wrong."
 
 
+class ResetTokenInvalid(IdentityError):
+    """Unknown, used, expired or made void: one error, so that no answer tells them apart."""
+
+    default_text = "This token cannot reset a password; ask for a new one."
+
+
 class CurrentPasswordWrong(IdentityError):
     default_text = "The current password is wrong."
 
@@ -97,6 +103,12 @@ class LastAdministrator(IdentityError):
 
 
 # Tokens, sessions and clients
+
+
+class CursorRejected(IdentityError):
+    """Not a cursor that this list handed to this caller for this search within the last day."""
+
+    default_text = "The cursor is not one of this list, or too old; begin again without it."
 
 
 class SessionNotFound(IdentityError):

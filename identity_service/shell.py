@@ -21,6 +21,11 @@ def uuid7(now: datetime) -> UUID:
     return UUID(int=value)
 
 
+def reset_token() -> str:
+    """Return 256 random bits as 43 URL-safe characters."""
+    return secrets.token_urlsafe(32)
+
+
 def client_secret() -> str:
     """Return 256 random bits as a secret that programs which look for leaked ones can tell by how it begins."""
     return f"ids_{secrets.token_urlsafe(32)}"

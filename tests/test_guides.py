@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import threading
@@ -421,3 +422,35 @@ def test_links_lead_somewhere(path: str) -> None:
         link for link in links if not link.startswith("http") and not (ROOT / path).parent.joinpath(link).exists()
     ]
     assert missing == []
+
+
+# Administering
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the guides use curl")
+
+
+def run_blocks(name: str, service: Service, **variables: str) -> str:
+    """Run the shell blocks of a guide as one script, and return what they print."""
+    script = "set -eu\n" + "\n".join(blocks((ROOT / "docs" / "guides" / f"{name}.md").read_text(), "sh"))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = service.environment | {"PATH": path, "ISSUER": service.url, "PASSWORD": PASSWORD} | variables
+    done = subprocess.run(["/bin/sh", "-c", script], check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_curl
+def test_an_administrator_does_what_the_guide_says(service: Service) -> None:
+    printed = run_blocks("administer", service)
+    assert '"event":"user.disabled"' in printed
+    assert '"client_secret":"' in printed
+    assert service.command("audit", "tail", "--event", "user.password_reset", "--json")
+
+
+@needs_curl
+def test_the_guide_logs_out_everywhere(service: Service) -> None:
+    tokens = [log_in(service)["access_token"] for _ in range(2)]
+    printed = run_blocks("log-out-everywhere", service, TOKEN=tokens[0])
+    assert '"current":true' in printed
+    assert printed.endswith("Ended 1 session.\n")
+    assert {service.get("/users/me", headers=bearer(token)).status_code for token in tokens} == {401}

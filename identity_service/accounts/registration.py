@@ -1,4 +1,4 @@
-"""Making and changing accounts. Proving who asks is next door in `authentication`."""
+"""Making and changing accounts. Proving who asks is next door in `authentication`, forgotten passwords in `resets`."""
 
 import re
 import unicodedata
@@ -23,6 +23,7 @@ from identity_service.sessions import lifecycle
 from identity_service.sessions import store as sessions
 
 USERNAME_MAX_LENGTH = 254
+NO_PASSWORD = "!"  # noqa: S105 - in the place of a hash; no password matches it
 # Joiners, and a second dot on letters that have one: nothing that anybody sees.
 _INVISIBLE = re.compile("[\u200c\u200d]|[ij\u0456\u0458]\u0307")
 _profile = get_profile("UsernameCaseMapped")
@@ -96,6 +97,42 @@ async def hash_new_password(
     return await hashing.hash(password)
 
 
+async def find(db: Connection, user_id: UUID) -> User:
+    """Return an account.
+
+    Raises:
+        UserNotFound: there is none of this id.
+    """
+    user = await store.find_by_id(db, user_id)
+    if user is None:
+        raise UserNotFound
+    return user
+
+
+async def find_named(db: Connection, unverified_username: str) -> User:
+    """Return the account of this username, however it is spelt.
+
+    Raises:
+        UserNotFound: there is none.
+        UsernameRejected: nobody can have this username.
+    """
+    user = await store.find(db, normalise_username(unverified_username))
+    if user is None:
+        raise UserNotFound
+    return user
+
+
+async def search(db: Connection, prefix: str, *, after: str | None, limit: int) -> list[User]:
+    """Return the users, in the order of their usernames, whose username or e-mail address begins like this.
+
+    Args:
+        prefix: empty for everybody.
+        after: the username that the page before ended with.
+    """
+    prefix = unicodedata.normalize("NFC", prefix.lower())
+    return await store.list_users(db, prefix=prefix, after=after, limit=limit)
+
+
 async def register(
     db: Connection,
     user_id: UUID,
@@ -111,6 +148,7 @@ async def register(
 
     Args:
         username, email: normalised.
+        password_hash: `NO_PASSWORD` for an account that nobody can log in to until its password was reset.
 
     Raises:
         RoleNotFound: one of the roles does not exist; the detail names it.
@@ -148,6 +186,8 @@ async def update(
     updated = await store.update(db, user_id, username=username, change_email=change_email, email=email)
     if updated is None:
         raise UserNotFound
+    if change_email:
+        await store.delete_reset(db, user_id)
     details = {"username": username} if username is not None else {}
     if change_email:
         details["email"] = "changed" if email is not None else "removed"
@@ -175,34 +215,36 @@ async def change_password(
     """
     if not await store.update_password(db, user_id, password_hash=password_hash, proved_at=proved_at, now=now):
         raise CurrentPasswordWrong(detail="overtaken by another change")
+    await store.delete_reset(db, user_id)
     await audit.record(db, Event.USER_PASSWORD_CHANGED, Subject("user", str(user_id)), by=by, now=now)
     await lifecycle.end_all(db, user_id, keep=keep_session, reason=Reason.PASSWORD_CHANGED, by=by, now=now)
     await sessions.keep_after_password_change(db, keep_session, password_changed_at=now)
 
 
-async def disable(db: Connection, username: str, *, by: Actor, now: datetime) -> User:
+async def disable(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> User:
     """Shut an account and end its sessions. Call within a transaction.
 
     Raises:
-        UserNotFound: no account has this username.
+        UserNotFound: the account is gone.
         LastAdministrator: nobody could administer the service any more.
     """
     async with keep_an_administrator(db):
-        user = await store.set_disabled(db, username, disabled_at=now)
+        user = await store.set_disabled(db, user_id, disabled_at=now)
         if user is None:
             raise UserNotFound
+    await store.delete_reset(db, user_id)
     await audit.record(db, Event.USER_DISABLED, Subject("user", str(user.id)), by=by, now=now)
     await lifecycle.end_all(db, user.id, reason=Reason.DISABLED, by=by, now=now)
     return user
 
 
-async def enable(db: Connection, username: str, *, by: Actor, now: datetime) -> User:
+async def enable(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> User:
     """Open an account again; its old sessions stay ended. Call within a transaction.
 
     Raises:
-        UserNotFound: no account has this username.
+        UserNotFound: the account is gone.
     """
-    user = await store.set_disabled(db, username, disabled_at=None)
+    user = await store.set_disabled(db, user_id, disabled_at=None)
     if user is None:
         raise UserNotFound
     await audit.record(db, Event.USER_ENABLED, Subject("user", str(user.id)), by=by, now=now)

@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from uuid import UUID
 
 from identity_service import audit, scopes
 from identity_service.accounts import Role, User, store
@@ -176,6 +177,26 @@ async def revoke(
     return await _changed(db, user, end_sessions=end_sessions, by=by, now=now)
 
 
+async def replace(
+    db: Connection, user_id: UUID, unverified_roles: Sequence[str], *, end_sessions: bool, by: Actor, now: datetime
+) -> User:
+    """Give a user exactly these roles. Call within a transaction.
+
+    Args:
+        end_sessions: log the user out everywhere, so that no token with the former roles is left.
+
+    Raises:
+        RoleNotFound: one of the roles does not exist; the detail names it.
+        UserNotFound: the account is gone.
+        LastAdministrator: nobody could administer the service any more.
+    """
+    names = tuple(dict.fromkeys(unverified_roles))
+    await keep(db, names)
+    async with keep_an_administrator(db):
+        user = await store.set_roles(db, user_id, names)
+    return await _changed(db, user, end_sessions=end_sessions, by=by, now=now)
+
+
 @asynccontextmanager
 async def keep_an_administrator(db: Connection) -> AsyncIterator[None]:
     """Refuse what is done within when it leaves nobody who can administer the service. Call within a transaction.
@@ -183,10 +204,11 @@ async def keep_an_administrator(db: Connection) -> AsyncIterator[None]:
     Raises:
         LastAdministrator: there was an administrator before, and there is none now.
     """
-    # Locked before anybody is looked at or changed, in one order: two that remove each other meet here.
-    before = await store.lock_administrators(db)
+    # Before anybody is looked at or changed: two that remove each other meet here.
+    await store.lock_administration(db)
+    before = await store.count_administrators(db)
     yield
-    if before and not await store.lock_administrators(db):
+    if before and not await store.count_administrators(db):
         raise LastAdministrator
 
 

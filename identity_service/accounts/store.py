@@ -1,5 +1,6 @@
 """SQL of the users and of their roles."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
@@ -12,6 +13,7 @@ from identity_service.errors import UsernameTaken
 from identity_service.sessions.store import _OF_WELCOME_CLIENT
 from identity_service.tokens.access import AccessClaims
 
+_LIKE = re.compile(r"[\\%_]")
 _USER = "u.id, u.username, u.email, u.email_verified, u.roles, u.created_at, u.password_changed_at, u.disabled_at"
 _CREDENTIALS = f"""
     {_USER}, u.password_hash, ARRAY(SELECT unnest(r.scopes) FROM roles AS r WHERE r.name = ANY(u.roles)) AS role_scopes
@@ -23,6 +25,13 @@ INSERT = f"""
     RETURNING {_USER}
 """
 FIND = f"SELECT {_USER} FROM users AS u WHERE u.username = $1"
+FIND_BY_ID = f"SELECT {_USER} FROM users AS u WHERE u.id = $1"
+LIST = f"SELECT {_USER} FROM users AS u WHERE $1::text IS NULL OR u.username > $1 ORDER BY u.username LIMIT $2"
+SEARCH = f"""
+    SELECT {_USER} FROM users AS u
+     WHERE ($1::text IS NULL OR u.username > $1) AND (u.username LIKE $3 OR lower(u.email) LIKE $3)
+     ORDER BY u.username LIMIT $2
+"""
 FIND_CREDENTIALS = f"SELECT {_CREDENTIALS} FROM users AS u WHERE u.username = $1"
 FIND_CREDENTIALS_BY_ID = f"SELECT {_CREDENTIALS} FROM users AS u WHERE u.id = $1"
 # One look at everything that can end a token before its time, in the database that every worker shares.
@@ -45,11 +54,13 @@ UPDATE_PASSWORD = """
     UPDATE users SET password_hash = $2, password_changed_at = $4
      WHERE id = $1 AND password_changed_at = $3 AND disabled_at IS NULL
 """
-SET_DISABLED = f"UPDATE users AS u SET disabled_at = $2 WHERE u.username = $1 RETURNING {_USER}"
+SET_DISABLED = f"UPDATE users AS u SET disabled_at = $2 WHERE u.id = $1 RETURNING {_USER}"
 LOCK = "SELECT id FROM users WHERE id = $1 FOR UPDATE"
-# In one order, so that no two can wait for each other; who waited sees what the other did.
-LOCK_ADMINISTRATORS = """
-    SELECT id FROM users WHERE 'admin' = ANY (roles) AND disabled_at IS NULL ORDER BY id FOR UPDATE
+# Not their rows: who waits for one that stops being an administrator's keeps it locked all the same, and two such wait
+# for each other.
+LOCK_ADMINISTRATION = "SELECT pg_advisory_xact_lock(5130117205114733)"
+COUNT_ADMINISTRATORS = """
+    SELECT count(*) FROM users WHERE 'admin' = ANY (roles) AND disabled_at IS NULL AND password_hash <> '!'
 """
 DELETE = "DELETE FROM users WHERE id = $1"
 ADD_ROLE = f"""
@@ -58,7 +69,23 @@ ADD_ROLE = f"""
     RETURNING {_USER}
 """
 REMOVE_ROLE = f"UPDATE users AS u SET roles = array_remove(u.roles, $2) WHERE u.username = $1 RETURNING {_USER}"
+SET_ROLES = f"UPDATE users AS u SET roles = $2 WHERE u.id = $1 RETURNING {_USER}"
 COUNT_USERS = "SELECT count(*) FROM users WHERE $1 = ANY(roles)"
+
+INSERT_RESET = """
+    INSERT INTO password_resets (user_id, token_digest, created_at, expires_at) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (user_id) DO UPDATE SET token_digest = $2, created_at = $3, expires_at = $4
+"""
+FIND_RESET = f"""
+    SELECT {_USER} FROM password_resets AS r JOIN users AS u ON u.id = r.user_id
+     WHERE r.token_digest = $1 AND r.expires_at > $2 AND u.disabled_at IS NULL
+"""
+SPEND_RESET = """
+    WITH spent AS (DELETE FROM password_resets WHERE token_digest = $1 AND expires_at > $2 RETURNING user_id)
+    UPDATE users SET password_hash = $3, password_changed_at = $2
+      FROM spent WHERE users.id = spent.user_id AND users.disabled_at IS NULL
+"""
+DELETE_RESET = "DELETE FROM password_resets WHERE user_id = $1"
 
 INSERT_ROLE = """
     INSERT INTO roles (name, scopes, created_at) VALUES ($1, $2, $3)
@@ -94,6 +121,23 @@ async def insert(
 async def find(db: Connection, username: str) -> User | None:
     row = await db.fetchrow(FIND, username)
     return _user(row) if row is not None else None
+
+
+async def find_by_id(db: Connection, user_id: UUID) -> User | None:
+    row = await db.fetchrow(FIND_BY_ID, user_id)
+    return _user(row) if row is not None else None
+
+
+async def list_users(db: Connection, *, prefix: str, after: str | None, limit: int) -> list[User]:
+    """Return users by username.
+
+    Args:
+        prefix: of the username or of the e-mail address, in lower case; empty for everybody.
+        after: the username that the page before ended with.
+    """
+    if not prefix:
+        return [_user(row) for row in await db.fetch(LIST, after, limit)]
+    return [_user(row) for row in await db.fetch(SEARCH, after, limit, _LIKE.sub(r"\\\g<0>", prefix) + "%")]
 
 
 async def find_credentials(db: Connection, username: str) -> Credentials | None:
@@ -134,8 +178,8 @@ async def update_password(
     return await db.execute(UPDATE_PASSWORD, user_id, password_hash, proved_at, now) == "UPDATE 1"
 
 
-async def set_disabled(db: Connection, username: str, *, disabled_at: datetime | None) -> User | None:
-    row = await db.fetchrow(SET_DISABLED, username, disabled_at)
+async def set_disabled(db: Connection, user_id: UUID, *, disabled_at: datetime | None) -> User | None:
+    row = await db.fetchrow(SET_DISABLED, user_id, disabled_at)
     return _user(row) if row is not None else None
 
 
@@ -144,9 +188,15 @@ async def lock(db: Connection, user_id: UUID) -> bool:
     return await db.fetchval(LOCK, user_id) is not None
 
 
-async def lock_administrators(db: Connection) -> list[UUID]:
-    """Lock the rows of all administrators who can log in until the transaction ends; return their ids."""
-    return [row["id"] for row in await db.fetch(LOCK_ADMINISTRATORS)]
+async def lock_administration(db: Connection) -> None:
+    """Keep everybody else from removing an administrator until the transaction ends."""
+    await db.execute(LOCK_ADMINISTRATION)
+
+
+async def count_administrators(db: Connection) -> int:
+    """Return how many administrators can log in."""
+    count: int = await db.fetchval(COUNT_ADMINISTRATORS)
+    return count
 
 
 async def delete(db: Connection, user_id: UUID) -> None:
@@ -163,10 +213,37 @@ async def remove_role(db: Connection, username: str, role: str) -> User | None:
     return _user(row) if row is not None else None
 
 
+async def set_roles(db: Connection, user_id: UUID, roles: Sequence[str]) -> User | None:
+    row = await db.fetchrow(SET_ROLES, user_id, list(roles))
+    return _user(row) if row is not None else None
+
+
 async def count_users(db: Connection, role: str) -> int:
     """Return how many users have a role. Reads the whole table."""
     count: int = await db.fetchval(COUNT_USERS, role)
     return count
+
+
+async def insert_reset(
+    db: Connection, user_id: UUID, *, token_digest: bytes, now: datetime, expires_at: datetime
+) -> None:
+    """Insert a reset of a password in the place of an earlier one."""
+    await db.execute(INSERT_RESET, user_id, token_digest, now, expires_at)
+
+
+async def find_reset(db: Connection, token_digest: bytes, *, now: datetime) -> User | None:
+    """Return whose password a token that is still good may reset."""
+    row = await db.fetchrow(FIND_RESET, token_digest, now)
+    return _user(row) if row is not None else None
+
+
+async def spend_reset(db: Connection, token_digest: bytes, *, password_hash: str, now: datetime) -> bool:
+    """Set the password that a reset was started for; return False when the token is no longer good."""
+    return await db.execute(SPEND_RESET, token_digest, now, password_hash) == "UPDATE 1"
+
+
+async def delete_reset(db: Connection, user_id: UUID) -> None:
+    await db.execute(DELETE_RESET, user_id)
 
 
 async def insert_role(db: Connection, name: str, *, scopes: Sequence[str], now: datetime) -> Role | None:

@@ -33,6 +33,7 @@ class Event(StrEnum):
     USER_PASSWORD_CHANGED = "user.password_changed"  # noqa: S105 - a name, not a secret
     USER_PASSWORD_REJECTED = "user.password_rejected"  # noqa: S105
     USER_PASSWORD_RESET_STARTED = "user.password_reset_started"  # noqa: S105
+    USER_PASSWORD_RESET = "user.password_reset"  # noqa: S105
     USERS_IMPORTED = "users.imported"
     USERS_EXPORTED = "users.exported"
     SESSION_ENDED = "session.ended"

@@ -33,7 +33,7 @@ EXIT_CODES: dict[type[IdentityError], int] = {
 """What is not listed exits with 1."""
 
 COMMANDS = ("serve", "migrate", "apply", "healthcheck", "doctor")
-NOUNS = ("keys", "users", "roles", "clients", "audit", "config")
+NOUNS = ("keys", "users", "roles", "clients", "sessions", "audit", "config")
 
 
 def assemble(typed: str) -> typer.Typer:

@@ -169,7 +169,6 @@ def _utc(moment: datetime | None) -> datetime | None:
 
 def _facts(recorded: RecordedEvent) -> dict[str, Any]:
     return asdict(recorded) | {
-        "id": str(recorded.id),
         "occurred_at": recorded.occurred_at.isoformat(),
         "session_id": str(recorded.session_id) if recorded.session_id is not None else None,
     }

@@ -13,7 +13,7 @@ REMEMBERED_LONGER = timedelta(minutes=2)
 
 class Reason(StrEnum):
     LOGOUT = "logout"
-    REVOKED = "revoked"  # the client asked at /revoke
+    REVOKED = "revoked"  # the client asked at /revoke, the user elsewhere, or an administrator
     REUSE = "reuse"  # a spent refresh token came back
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, not a secret
     ROLES_CHANGED = "roles_changed"

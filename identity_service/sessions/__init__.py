@@ -52,6 +52,23 @@ class EndedSession:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """A session as its user or an administrator sees it.
+
+    `user_agent` and `address` are of the login; `last_used_at` is the last refresh, `expires_at` the end at the latest.
+    """
+
+    id: UUID
+    user_id: UUID
+    client_id: str
+    user_agent: str | None
+    address: str | None
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """A session as it stands, with its user's roles and the scopes that the database says these give now.
 

@@ -1,7 +1,7 @@
-"""Starting and ending sessions. Refreshing is next door in `rotation`."""
+"""Starting, listing and ending sessions. Refreshing is next door in `rotation`."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from identity_service.errors import InvalidCredentials
 from identity_service.revocation import revoking
 from identity_service.revocation import store as revoked
 from identity_service.revocation.revoking import Reason
-from identity_service.sessions import EndedSession, Session, SessionLimits, store
+from identity_service.sessions import EndedSession, Session, SessionLimits, SessionSummary, store
 
 PRUNE_BATCH = 1000
 
@@ -67,9 +67,34 @@ async def start(
     return session
 
 
-async def end(db: Connection, session_id: UUID, *, reason: Reason, by: Actor, now: datetime) -> bool:
-    """End one session; return whether it was still alive. Call within a transaction."""
-    ended = await store.revoke(db, session_id, now=now)
+async def list_live(
+    db: Connection,
+    user_id: UUID,
+    *,
+    current: UUID | None = None,
+    after: tuple[bool, datetime, UUID] | None = None,
+    limit: int,
+    now: datetime,
+    idle: timedelta,
+) -> list[SessionSummary]:
+    """Return a user's sessions that can still be refreshed, the current one first, then those used last.
+
+    Args:
+        after: of the session that the page before ended with: whether it was the current one, its last use, its id.
+        idle: longest pause between two refreshes.
+    """
+    return await store.list_live(db, user_id, current=current, after=after, limit=limit, now=now, idle_since=now - idle)
+
+
+async def end(
+    db: Connection, session_id: UUID, *, reason: Reason, by: Actor, now: datetime, owner: UUID | None = None
+) -> bool:
+    """End one session; return whether it was still alive. Call within a transaction.
+
+    Args:
+        owner: the user who must have it; None for whoever does.
+    """
+    ended = await store.revoke(db, session_id, owner=owner, now=now)
     await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
     return bool(ended)
 

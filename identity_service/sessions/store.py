@@ -9,7 +9,7 @@ from uuid import UUID
 
 from identity_service.database import Connection, Record
 from identity_service.revocation import Revocable
-from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, EndedSession, Session
+from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, EndedSession, Session, SessionSummary
 from identity_service.tokens.refresh import RefreshClaims
 
 _SESSION = """
@@ -65,8 +65,17 @@ FIND_CURRENT = f"""
     SELECT {_SESSION}, u.username FROM sessions AS s, users AS u
      WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND s.generation = $6 AND {_LIVE}
 """
+# The current one first, then those used last. No index for it: nobody has very many.
+LIST = """
+    SELECT id, user_id, client_id, user_agent, address, authenticated_at, rotated_at, expires_at
+      FROM sessions AS s
+     WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > $2 AND rotated_at > $3
+       AND ($5::boolean IS NULL OR (id IS NOT DISTINCT FROM $4, rotated_at, id) < ($5, $6, $7))
+     ORDER BY id IS NOT DISTINCT FROM $4 DESC, rotated_at DESC, id DESC
+     LIMIT $8
+"""
 REVOKE = """
-    UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL
+    UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL AND ($3::uuid IS NULL OR user_id = $3)
     RETURNING id, user_id, status_index, access_expires_at
 """
 REVOKE_ALL = """
@@ -168,8 +177,40 @@ async def find_current(
     return (_session(row), row["username"]) if row is not None else None
 
 
-async def revoke(db: Connection, session_id: UUID, *, now: datetime) -> list[EndedSession]:
-    return [_ended(row) for row in await db.fetch(REVOKE, session_id, now)]
+async def list_live(
+    db: Connection,
+    user_id: UUID,
+    *,
+    current: UUID | None,
+    after: tuple[bool, datetime, UUID] | None,
+    limit: int,
+    now: datetime,
+    idle_since: datetime,
+) -> list[SessionSummary]:
+    """Return a user's sessions that are not over.
+
+    Args:
+        after: of the session that the page before ended with: whether it was the current one, its last use, its id.
+    """
+    was_current, last_used_at, session_id = after if after is not None else (None, None, None)
+    rows = await db.fetch(LIST, user_id, now, idle_since, current, was_current, last_used_at, session_id, limit)
+    return [
+        SessionSummary(
+            id=row["id"],
+            user_id=row["user_id"],
+            client_id=row["client_id"],
+            user_agent=row["user_agent"],
+            address=row["address"],
+            created_at=row["authenticated_at"],
+            last_used_at=row["rotated_at"],
+            expires_at=row["expires_at"],
+        )
+        for row in rows
+    ]
+
+
+async def revoke(db: Connection, session_id: UUID, *, owner: UUID | None, now: datetime) -> list[EndedSession]:
+    return [_ended(row) for row in await db.fetch(REVOKE, session_id, now, owner)]
 
 
 async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: datetime) -> list[EndedSession]:

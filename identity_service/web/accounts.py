@@ -1,5 +1,6 @@
-"""A person's own account: sign up, look, change, delete."""
+"""A person's own account: sign up, look, change, reset a forgotten password, delete. Sessions are next door."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
@@ -8,9 +9,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors, grants, throttling
-from identity_service.accounts import User, authentication, registration, store
+from identity_service.accounts import User, authentication, registration, resets, store
 from identity_service.audit import Event, Subject
-from identity_service.errors import CurrentPasswordWrong, InvalidCredentials, SignupClosed
+from identity_service.database import Connection
+from identity_service.errors import CurrentPasswordWrong, InvalidCredentials, ResetTokenInvalid, SignupClosed
 from identity_service.runtime import Runtime
 from identity_service.shell import uuid7
 from identity_service.web.dependencies import Caller, SignedIn, actor_of, public, runtime_of
@@ -19,7 +21,7 @@ from identity_service.web.strict_json import StrictRoute
 
 router = APIRouter(route_class=StrictRoute, tags=["Account"])
 
-_NAMES = (errors.UsernameTaken, errors.UsernameRejected, errors.EmailRejected)
+NAMES = (errors.UsernameTaken, errors.UsernameRejected, errors.EmailRejected)
 _HASHES = (errors.Throttled, errors.Unavailable)
 
 Username = Annotated[str, Field(min_length=1, max_length=1024, examples=["alice"])]
@@ -48,6 +50,13 @@ class PasswordChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     current_password: Password
+    new_password: Password
+
+
+class PasswordReset(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    token: Annotated[str, Field(max_length=1024, examples=["Yn1cD0qfF0Zr9Yx0m3wq4l2s8nTqj7b5kz6v1u0pWcE"])]
     new_password: Password
 
 
@@ -82,7 +91,7 @@ class UserAnswer(BaseModel):
 @router.post(
     "/users",
     status_code=201,
-    responses=refusals(*JSON_BODY, errors.SignupClosed, *_NAMES, errors.PasswordRejected, *_HASHES),
+    responses=refusals(*JSON_BODY, errors.SignupClosed, *NAMES, errors.PasswordRejected, *_HASHES),
 )
 @public
 async def sign_up(request: Request, response: Response, body: NewUser) -> UserAnswer:
@@ -92,7 +101,7 @@ async def sign_up(request: Request, response: Response, body: NewUser) -> UserAn
         raise SignupClosed
     username = registration.normalise_username(body.username)
     email = registration.normalise_email(body.email) if body.email is not None else None
-    password_hash = await _hash_new(runtime, body.password, username=username, email=email)
+    password_hash = await hash_new(runtime, body.password, username=username, email=email)
     now = runtime.now()
     by = actor_of(request)
     user = await runtime.database.transact(
@@ -110,7 +119,7 @@ async def show_me(caller: SignedIn) -> UserAnswer:
     return UserAnswer.of(caller.user)
 
 
-@router.patch("/users/me", responses=refusals(*SIGNED_IN, *JSON_BODY, *_NAMES, errors.UserNotFound))
+@router.patch("/users/me", responses=refusals(*SIGNED_IN, *JSON_BODY, *NAMES, errors.UserNotFound))
 async def change_me(request: Request, caller: SignedIn, body: AccountChange) -> UserAnswer:
     """Change the username or the e-mail address. Roles and the like cannot be reached from here."""
     given = body.model_fields_set
@@ -142,7 +151,7 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
     """Set another password. All other sessions end; this one goes on."""
     runtime, user = runtime_of(request), caller.user
     await _prove_again(runtime, caller, body.current_password)
-    password_hash = await _hash_new(runtime, body.new_password, username=user.username, email=user.email)
+    password_hash = await hash_new(runtime, body.new_password, username=user.username, email=user.email)
     await runtime.database.transact(
         lambda db: registration.change_password(
             db,
@@ -172,6 +181,33 @@ async def delete_me(request: Request, caller: SignedIn, body: Deletion) -> None:
     )
 
 
+@router.post(
+    "/password-reset",
+    status_code=204,
+    responses=refusals(*JSON_BODY, errors.ResetTokenInvalid, errors.PasswordRejected, *_HASHES),
+)
+@public
+async def reset_password(request: Request, body: PasswordReset) -> None:
+    """Set another password with the token of a reset. All sessions end, and none begins: log in with it."""
+    runtime, by = runtime_of(request), actor_of(request)
+    attempt = throttling.token_attempt(by.address, exempt=runtime.settings.throttle_exempt)
+    try:
+        async with runtime.database.connection() as db:
+            await throttling.check(db, attempt, now=runtime.now())
+            user = await resets.find(db, body.token, now=runtime.now())
+    except ResetTokenInvalid as error:
+        await grants.count_failure(runtime, attempt, Event.USER_PASSWORD_RESET, None, error, by=by)
+        raise
+    password_hash = await hash_new(runtime, body.new_password, username=user.username, email=user.email)
+    by = replace(by, kind="user", id=str(user.id))
+
+    async def finish(db: Connection) -> None:
+        await resets.finish(db, user.id, body.token, password_hash=password_hash, by=by, now=runtime.now())
+        await throttling.unlock(db, user.id, by=by, now=runtime.now())
+
+    await runtime.database.transact(finish)
+
+
 async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
     """Raises: CurrentPasswordWrong, or Throttled after too many that were."""
     user, by = caller.user, caller.actor
@@ -189,7 +225,8 @@ async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
     await runtime.database.transact(lambda db: throttling.admit(db, attempt, now=runtime.now()))
 
 
-async def _hash_new(runtime: Runtime, password: str, *, username: str, email: str | None) -> str:
+async def hash_new(runtime: Runtime, password: str, *, username: str, email: str | None) -> str:
+    """Return the hash of a password that somebody is to have from now on, if the policy allows it."""
     return await registration.hash_new_password(
         runtime.passwords,
         password,

@@ -1,13 +1,16 @@
-"""What routes depend on: the runtime, and who is asking. A route shows its protection by `public` or `Caller`."""
+"""What routes depend on: the runtime, and who is asking. A route shows its protection by `public`, by
+`SignedIn` or by `Administrator`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
 from fastapi.security import OAuth2PasswordBearer
 
-from identity_service.accounts import User, authentication
+from identity_service.accounts import User, authentication, roles
 from identity_service.audit import Actor
 from identity_service.runtime import Runtime
 from identity_service.tokens import access
@@ -16,6 +19,9 @@ from identity_service.web.problems import BadRequest
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 PUBLIC = "identity_public"
+ADMIN_SCOPE = "identity:admin"
+ADMIN_MAX_AGE = timedelta(hours=12)
+_TOO_LONG_AGO = "Log in again: this takes a login of the last 12 hours."
 _USER_AGENT_LENGTH = 256
 
 
@@ -50,11 +56,12 @@ def _clean(unverified_user_agent: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is asking: the account as it stands now, what the presented access token claims, and from where it came."""
+    """Who is asking, and when: the account as it stands `now`, what the presented access token claims, from where."""
 
     user: User
     claims: AccessClaims
     actor: Actor
+    now: datetime
 
 
 # Only declares the scheme for OpenAPI, so that Swagger UI's Authorize button logs in; reading it is done below.
@@ -71,16 +78,36 @@ async def signed_in(request: Request, _declared_token: Annotated[str | None, Dep
         TokenRejected: not valid, or revoked.
     """
     runtime = runtime_of(request)
-    claims = access.read(
-        bearer_token(request), runtime.keys.current, issuer=runtime.settings.issuer_url, now=runtime.now()
-    )
+    now = runtime.now()
+    claims = access.read(bearer_token(request), runtime.keys.current, issuer=runtime.settings.issuer_url, now=now)
     async with runtime.database.connection() as db:
         user = await authentication.find_caller(db, claims)
     actor = actor_of(request).proved_user(user.id, client_id=claims.client_id, session_id=claims.session_id)
-    return Caller(user, claims, actor)
+    return Caller(user, claims, actor, now)
 
 
 SignedIn = Annotated[Caller, Depends(signed_in)]
+
+
+async def administrator(caller: SignedIn) -> Caller:
+    """Let in an administrator: by the token's scope, by the role at this moment, and by a login of today.
+
+    Raises:
+        BadRequest: 403 without the scope or the role (RFC 6750 3.1), 401 when the login is too old (RFC 9470 3).
+    """
+    if ADMIN_SCOPE not in caller.claims.scope or roles.ADMIN not in caller.user.roles:
+        challenge = f'Bearer realm="identity", error="insufficient_scope", scope="{ADMIN_SCOPE}"'
+        raise BadRequest(
+            403, "insufficient_scope", f"This takes the scope {ADMIN_SCOPE}.", {"WWW-Authenticate": challenge}
+        )
+    if caller.now - caller.claims.authenticated_at > ADMIN_MAX_AGE:
+        challenge = 'Bearer realm="identity", error="insufficient_user_authentication", '
+        challenge += f'error_description="{_TOO_LONG_AGO}", max_age="{int(ADMIN_MAX_AGE.total_seconds())}"'
+        raise BadRequest(401, "insufficient_user_authentication", _TOO_LONG_AGO, {"WWW-Authenticate": challenge})
+    return caller
+
+
+Administrator = Annotated[Caller, Security(administrator, scopes=[ADMIN_SCOPE])]
 
 
 def bearer_token(request: Request) -> str:

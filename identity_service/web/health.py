@@ -17,8 +17,8 @@ router = APIRouter(tags=["Health"])
 PING_SECONDS = 1.0
 
 
-@router.get("/health")
-@router.get("/livez")
+@router.get("/health", name="health")
+@router.get("/livez", name="alive")
 @public
 async def alive() -> dict[str, str]:
     """Says ok as long as the event loop turns, whatever else is broken."""

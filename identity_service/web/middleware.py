@@ -134,8 +134,9 @@ class Edge:
             await self._app(scope, body, send)
 
     def _refuse(self, scope: Scope, headers: Headers) -> Refusal | None:
-        if _CONTROLS.search(scope["path"]):
-            # A route's pattern would take a line break at the end of a path for its end.
+        if _CONTROLS.search(scope["path"]) or b"%2f" in scope.get("raw_path", b"").lower():
+            # A route's pattern would take a line break at the end of a path for its end, and a slash that was encoded
+            # into an id for one that begins another route (F80).
             return 404, "not_found", "There is nothing at this path."
         if scope["path"] not in _PROBES and "*" not in self._policy.hosts:
             hosts = headers.getlist("host")

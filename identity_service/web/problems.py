@@ -23,6 +23,7 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.EmailRejected: (422, "email_rejected"),
     errors.PasswordRejected: (422, "password_rejected"),
     errors.InvalidCredentials: (401, "invalid_credentials"),
+    errors.ResetTokenInvalid: (400, "reset_token_invalid"),
     errors.CurrentPasswordWrong: (403, "current_password_wrong"),
     errors.UserNotFound: (404, "user_not_found"),
     errors.RoleNotFound: (404, "role_not_found"),
@@ -36,6 +37,7 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.ClientBuiltIn: (409, "client_built_in"),
     errors.ClientInvalid: (422, "client_invalid"),
     errors.ClientNotAllowed: (400, "unauthorized_client"),
+    errors.CursorRejected: (400, "invalid_cursor"),
     errors.SessionNotFound: (404, "session_not_found"),
     errors.Throttled: (429, "too_many_attempts"),
     errors.TokenRejected: (401, "invalid_token"),
@@ -65,6 +67,8 @@ CODES: dict[str, int] = {
     "malformed_json": 400,
     "validation_failed": 422,
     "authentication_required": 401,
+    "insufficient_user_authentication": 401,
+    "insufficient_scope": 403,
     "invalid_request": 400,
     "origin_not_allowed": 403,
     "time_not_supported": 400,
@@ -75,6 +79,9 @@ EVERYWHERE = ("bad_request", "unknown_host", "body_too_large")
 JSON_BODY = ("malformed_json", "unsupported_media_type", "validation_failed")
 SIGNED_IN = ("authentication_required", "invalid_request", errors.TokenRejected, errors.DatabaseUnavailable)
 """What routes can refuse that read JSON, and those that are guarded: for `refusals`."""
+
+ADMINISTERED = (*SIGNED_IN, "insufficient_user_authentication", "insufficient_scope", "validation_failed")
+"""What every route of the administration can refuse."""
 
 _HTTP = {
     404: ("not_found", "There is nothing at this path."),

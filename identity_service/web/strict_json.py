@@ -33,18 +33,28 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body as `StrictRequest` does, and answers 415 to any other media type."""
+    """A route that reads its body as `StrictRequest` does, and answers 415 to any other media type.
+
+    Where the body may be left out, nothing at all is fine too.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
 
+        required = self.body_field.field_info.is_required()
+
         async def handle_strictly(request: Request) -> Response:
-            require_json(request)
+            if required or "content-type" in request.headers or _has_body(request):
+                require_json(request)
             return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
+
+
+def _has_body(request: Request) -> bool:
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
 
 
 def require_json(request: Request) -> None:

@@ -1,6 +1,7 @@
 """Every change leaves a record in the transaction that made it, and says who, to whom, from where."""
 
 import asyncio
+from uuid import UUID
 
 import pytest
 
@@ -99,7 +100,7 @@ async def test_a_refresh_adds_no_row(api, alice):
 
 async def test_what_was_undone_leaves_no_record(api, alice):
     async def undone(db):
-        await registration.disable(db, "alice", by=TESTER, now=api.clock())
+        await registration.disable(db, UUID(alice.id), by=TESTER, now=api.clock())
         raise KeyError
 
     with pytest.raises(KeyError):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -378,12 +379,12 @@ async def test_disabling_while_a_user_is_disabled_ends_well(api, alice, backend)
             await log_in(backend, alice)
 
         async def disable_user(db: Connection) -> None:
-            await accounts.disable(db, "alice", by=TESTER, now=api.clock())
+            await accounts.disable(db, UUID(alice.id), by=TESTER, now=api.clock())
 
         await asyncio.gather(do(api, registration.disable, "backend"), api.database.transact(disable_user))
         assert await api.scalar("SELECT count(*) FROM sessions WHERE revoked_at IS NULL") == 0
         await do(api, registration.enable, "backend")
-        await api.database.transact(lambda db: accounts.enable(db, "alice", by=TESTER, now=api.clock()))
+        await api.database.transact(lambda db: accounts.enable(db, UUID(alice.id), by=TESTER, now=api.clock()))
 
 
 async def refresh_as(api: Api, client: Client, token: str) -> grants.IssuedTokens:

@@ -192,7 +192,7 @@ async def test_after_disabling_returns_no_refresh_succeeds(api, alice, clock):
     """Refreshes race the disabling over real connections; none that starts after it is answered."""
     tokens = [(await alice.log_in())["refresh_token"] for _ in range(8)]
     racing = [asyncio.create_task(api.refresh(token)) for token in tokens for _ in range(4)]
-    await api.database.transact(lambda db: registration.disable(db, "alice", by=TESTER, now=clock()))
+    await api.database.transact(lambda db: registration.disable(db, UUID(alice.id), by=TESTER, now=clock()))
     late = await asyncio.gather(*(api.refresh(token) for token in tokens))
     early = await asyncio.gather(*racing)
     assert {answer.status_code for answer in late} == {400}
@@ -229,7 +229,7 @@ async def test_a_login_that_a_disabling_overtakes_leaves_no_session(api, alice, 
     async with api.database.connection() as db:
         transaction = db.transaction()
         await transaction.start()
-        await registration.disable(db, "alice", by=TESTER, now=clock())
+        await registration.disable(db, UUID(alice.id), by=TESTER, now=clock())
         login = asyncio.create_task(api.token(grant_type="password", username="alice", password=alice.password))
         done, _ = await asyncio.wait([login], timeout=0.3)
         assert not done, "the login waits for the account's row"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import count
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck
@@ -114,7 +115,7 @@ class Sessions(RuleBasedStateMachine):
         self.welcome = True
 
     def _transact(self, change, **facts) -> None:
-        self.runner.run(self.api.database.transact(lambda db: change(db, self.user.username, **facts)))
+        self.runner.run(self.api.database.transact(lambda db: change(db, UUID(self.user.id), **facts)))
 
 
 @pytest.fixture

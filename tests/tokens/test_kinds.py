@@ -31,6 +31,7 @@ class Login:
     robot: Robot
     own: str
     """The robot's own token. It is first-party: the token names this service in its audience too."""
+    cursor: str
 
     async def is_alive(self) -> bool:
         return (await self.api.me(self.access)).status_code == 200
@@ -54,11 +55,14 @@ KINDS: dict[str, Callable[[Login], str]] = {
     "at+jwt": lambda login: login.access,
     "rt+jwt": lambda login: login.refresh,
     "statuslist+jwt": lambda login: login.status_list,
+    "cursor+jwt": lambda login: login.cursor,
 }
 IMPOSTORS: dict[str, Callable[[Login], str]] = {
     "at+jwt over a refresh token's claims": lambda login: _resigned(login, "at+jwt", login.refresh),
     "rt+jwt over an access token's claims": lambda login: _resigned(login, "rt+jwt", login.access),
     "statuslist+jwt over an access token's claims": lambda login: _resigned(login, "statuslist+jwt", login.access),
+    "at+jwt over a cursor's claims": lambda login: _resigned(login, "at+jwt", login.cursor),
+    "cursor+jwt over an access token's claims": lambda login: _resigned(login, "cursor+jwt", login.access),
     "JWT over a refresh token's claims": lambda login: _resigned(login, "JWT", login.refresh),
 }
 A_CLIENTS_OWN: dict[str, Callable[[Login], str]] = {"at+jwt of a client": lambda login: login.own}
@@ -133,6 +137,13 @@ async def as_a_password(login: Login, token: str) -> bool:
     return answer.status_code == 200
 
 
+async def as_a_cursor(login: Login, token: str) -> bool:
+    headers = {"Authorization": f"Bearer {login.access}"}
+    answer = await login.api.http.get("/users/me/sessions", params={"cursor": token}, headers=headers)
+    assert answer.status_code == 200 or answer.json()["code"] == "invalid_cursor"
+    return answer.status_code == 200
+
+
 Acceptor = Callable[[Login, str], Awaitable[bool]]
 ACCEPTORS: tuple[Acceptor, ...] = (
     as_bearer,
@@ -145,6 +156,7 @@ ACCEPTORS: tuple[Acceptor, ...] = (
     as_client_authentication,
     as_a_client_secret,
     as_a_password,
+    as_a_cursor,
 )
 DESIGNED: dict[str, set[Acceptor]] = {
     "at+jwt": {as_bearer, as_bearer_of_a_change, at_the_revocation_endpoint, at_the_introspection_endpoint},
@@ -155,6 +167,7 @@ DESIGNED: dict[str, set[Acceptor]] = {
         at_the_revocation_endpoint,
     },
     "statuslist+jwt": set(),
+    "cursor+jwt": {as_a_cursor},
 }
 DESIGNED_FOR_CLIENTS: dict[str, set[Acceptor]] = {"at+jwt of a client": {at_the_introspection_endpoint}}
 
@@ -163,8 +176,14 @@ DESIGNED_FOR_CLIENTS: dict[str, set[Acceptor]] = {"at+jwt of a client": {at_the_
 async def login(api, alice) -> Login:
     tokens = await alice.log_in()
     status_list = (await api.http.get("/status-lists/0")).text
+    headers = {"Authorization": f"Bearer {tokens['access_token']}"}
+    await alice.log_in()
+    page = (await api.http.get("/users/me/sessions", params={"limit": 1}, headers=headers)).json()
+    assert await api.scalar("DELETE FROM sessions WHERE id::text <> $1 RETURNING id", page["items"][0]["id"])
+    cursor = page["next_cursor"]
     robot = await register(api, "robot", first_party=True)
-    return Login(api, tokens["access_token"], tokens["refresh_token"], status_list, robot, await robot.access_token())
+    own = await robot.access_token()
+    return Login(api, tokens["access_token"], tokens["refresh_token"], status_list, robot, own, cursor)
 
 
 @pytest.mark.parametrize("acceptor", ACCEPTORS)

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -193,7 +194,7 @@ async def list_its_session_as_revoked(api: Api, _: Account, __: str) -> None:
 
 
 async def disable(api: Api, alice: Account, _: str) -> None:
-    await api.database.transact(lambda db: registration.disable(db, alice.username, by=TESTER, now=api.clock()))
+    await api.database.transact(lambda db: registration.disable(db, UUID(alice.id), by=TESTER, now=api.clock()))
 
 
 async def disable_behind_our_back(api: Api, _: Account, __: str) -> None:

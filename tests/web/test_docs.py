@@ -11,6 +11,7 @@ from urllib.parse import urljoin
 import pytest
 
 from tests.conftest import ISSUER, PASSWORD, Api, bearer
+from tests.web.test_admin import ADMIN_ROUTES
 
 ASSETS = {
     "/docs/swagger-ui.css": "text/css; charset=utf-8",
@@ -228,8 +229,13 @@ async def test_the_description_names_every_route_and_what_each_asks_for(api):
         (method.upper(), path): operation for path, item in paths.items() for method, operation in item.items()
     }
     guarded = {key for key, operation in operations.items() if operation.get("security")}
-    assert guarded == {
+    administration = {(method, path) for method, path in operations if path.startswith("/admin/")}
+    assert administration == ADMIN_ROUTES.keys()
+    assert guarded - administration == {
         ("GET", "/users/me"),
+        ("GET", "/users/me/sessions"),
+        ("DELETE", "/users/me/sessions"),
+        ("DELETE", "/users/me/sessions/{session_id}"),
         ("PATCH", "/users/me"),
         ("PUT", "/users/me/password"),
         ("DELETE", "/users/me"),
@@ -242,6 +248,7 @@ async def test_the_description_names_every_route_and_what_each_asks_for(api):
         ("POST", "/refresh"),
         ("POST", "/logout"),
         ("POST", "/users"),
+        ("POST", "/password-reset"),
         ("GET", "/"),
         ("GET", "/health"),
         ("GET", "/livez"),

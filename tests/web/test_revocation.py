@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import jwt
@@ -488,7 +489,7 @@ async def test_a_session_that_is_over_is_still_revoked_when_its_account_is_disab
     tokens = await alice.log_in()
     clock.advance(days=31)
     async with api.database.connection() as db, db.transaction():
-        await registration.disable(db, "alice", by=TESTER, now=clock())
+        await registration.disable(db, UUID(alice.id), by=TESTER, now=clock())
     session_id = jwt.decode(tokens["access_token"], options={"verify_signature": False})["sid"]
     assert await api.scalar("SELECT jti FROM revoked_tokens WHERE reason = 'disabled'") == session_id
     assert await api.scalar("SELECT expires_at FROM revoked_tokens") > clock()

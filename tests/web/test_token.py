@@ -858,12 +858,12 @@ Ending = Callable[[Api, Account, dict[str, Any]], Awaitable[None]]
 
 
 async def disable(api: Api, alice: Account, _: dict[str, Any]) -> None:
-    await api.database.transact(lambda db: registration.disable(db, alice.username, by=TESTER, now=api.clock()))
+    await api.database.transact(lambda db: registration.disable(db, UUID(alice.id), by=TESTER, now=api.clock()))
 
 
 async def disable_and_enable_again(api: Api, alice: Account, tokens: dict[str, Any]) -> None:
     await disable(api, alice, tokens)
-    await api.database.transact(lambda db: registration.enable(db, alice.username, by=TESTER, now=api.clock()))
+    await api.database.transact(lambda db: registration.enable(db, UUID(alice.id), by=TESTER, now=api.clock()))
 
 
 async def disable_behind_our_back(api: Api, _: Account, __: dict[str, Any]) -> None:

@@ -1,0 +1,104 @@
+"""Administering the signing keys. What is shown of them are names, states and times, never numbers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from pydantic import BaseModel, ConfigDict
+
+from identity_service import errors
+from identity_service.database import Connection
+from identity_service.signing import recording
+from identity_service.signing.keyring import Keyring, KeyState
+from identity_service.web.dependencies import Administrator, runtime_of
+from identity_service.web.paging import Listing
+from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
+from identity_service.web.strict_json import StrictRoute
+
+router = APIRouter(
+    prefix="/admin/keys",
+    route_class=StrictRoute,
+    tags=["Administration: keys"],
+)
+
+
+class Rotation(BaseModel):
+    """`now` does not wait until every verifier can know the next key: for an active one that others may have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    now: bool = False
+
+
+class KeyAnswer(BaseModel):
+    kid: str
+    state: KeyState
+    created_at: datetime
+    signs_from: datetime | None
+    in_jwks_until: datetime | None
+    verified_until: datetime | None
+
+
+@router.get("", responses=refusals(*ADMINISTERED))
+async def list_keys(request: Request, caller: Administrator) -> Listing[KeyAnswer]:
+    """Every key with its state and times, as `keys list --json` shows them."""
+    return _show(runtime_of(request).keys.current, caller.now)
+
+
+@router.post("/rotate", responses=refusals(*ADMINISTERED, *JSON_BODY, errors.KeysUnavailable))
+async def rotate_keys(request: Request, caller: Administrator, body: Rotation | None = None) -> Listing[KeyAnswer]:
+    """Promote the standby key, as soon as every verifier can know it. Every process takes it up within seconds."""
+    keys, now = runtime_of(request).keys, caller.now
+    at_once = body is not None and body.now
+
+    async with _recorded(request) as db:
+        change = await asyncio.to_thread(
+            keys.folder.rotate,
+            requested_at=now,
+            now=now,
+            publish_window=keys.publish_window,
+            at_once=at_once,
+        )
+        if change.key is not None:
+            await recording.record_rotation(db, change.key, by=caller.actor, now=now)
+    return _show(change.ring, now)
+
+
+@router.post("/{kid}/revoke", responses=refusals(*ADMINISTERED, errors.KeyNotFound, errors.KeysUnavailable))
+async def revoke_key(
+    request: Request, caller: Administrator, kid: Annotated[str, Path(examples=["B" * 43])]
+) -> Listing[KeyAnswer]:
+    """Withdraw a key at once, in an emergency: whoever holds tokens that it signed is logged out."""
+    keys, now = runtime_of(request).keys, caller.now
+
+    async with _recorded(request) as db:
+        change = await asyncio.to_thread(keys.folder.revoke, kid, now=now)
+        if change.key is not None:
+            await recording.record_revocation(db, change.key, by=caller.actor, now=now)
+    return _show(change.ring, now)
+
+
+@asynccontextmanager
+async def _recorded(request: Request) -> AsyncIterator[Connection]:
+    """Begin a transaction before the files change, so that they do not while nobody could write it down."""
+    async with runtime_of(request).database.connection() as db, db.transaction():
+        yield db
+
+
+def _show(ring: Keyring, now: datetime) -> Listing[KeyAnswer]:
+    return Listing(
+        items=[
+            KeyAnswer(
+                kid=status.key.kid,
+                state=status.state,
+                created_at=status.key.created_at,
+                signs_from=status.key.signs_from,
+                in_jwks_until=status.in_jwks_until,
+                verified_until=status.verified_until,
+            )
+            for status in ring.listed(now)
+        ]
+    )
