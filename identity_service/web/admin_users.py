@@ -7,12 +7,14 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from identity_service import errors
+from identity_service import errors, throttling
 from identity_service.accounts import User, registration, resets, roles
+from identity_service.database import Connection
 from identity_service.errors import UserNotFound
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import lifecycle
 from identity_service.shell import reset_token, uuid7
+from identity_service.throttling import Standing
 from identity_service.web import paging, sessions
 from identity_service.web.accounts import NAMES, AccountChange, Email, Password, UserAnswer, Username, hash_new
 from identity_service.web.dependencies import Administrator, runtime_of
@@ -77,6 +79,18 @@ class AdministeredUser(UserAnswer):
         return cls(**UserAnswer.of(user).model_dump(), disabled_at=user.disabled_at)
 
 
+class UserWithStanding(AdministeredUser):
+    """`failures` are wrong passwords in a row; until `locked_until` none is looked at."""
+
+    failures: int
+    locked_until: datetime | None
+
+    @classmethod
+    def standing(cls, user: User, standing: Standing) -> "UserWithStanding":
+        facts = AdministeredUser.of(user).model_dump()
+        return cls(**facts, failures=standing.failures, locked_until=standing.locked_until)
+
+
 class StartedReset(BaseModel):
     """The token is shown this once. Whoever has it sets a password with `POST /password-reset`."""
 
@@ -130,10 +144,24 @@ async def create_user(
 
 
 @router.get("/users/{user_id}", responses=refusals(*ADMINISTERED, errors.UserNotFound))
-async def show_user(request: Request, _caller: Administrator, user_id: UserId) -> AdministeredUser:
+async def show_user(request: Request, caller: Administrator, user_id: UserId) -> UserWithStanding:
     """An account."""
     async with runtime_of(request).database.connection() as db:
-        return AdministeredUser.of(await registration.find(db, user_id))
+        user = await registration.find(db, user_id)
+        return UserWithStanding.standing(user, await throttling.standing(db, user_id, now=caller.now))
+
+
+@router.post("/users/{user_id}/unlock", responses=refusals(*ADMINISTERED, errors.UserNotFound))
+async def unlock_user(request: Request, caller: Administrator, user_id: UserId) -> UserWithStanding:
+    """Forget an account's failed logins, so that the next password is looked at."""
+
+    async def unlock(db: Connection) -> User:
+        user = await registration.find(db, user_id)
+        await throttling.unlock(db, user_id, by=caller.actor, now=caller.now)
+        return user
+
+    user = await runtime_of(request).database.transact(unlock)
+    return UserWithStanding.standing(user, Standing())
 
 
 @router.patch("/users/{user_id}", responses=refusals(*ADMINISTERED, *JSON_BODY, *NAMES, errors.UserNotFound))
