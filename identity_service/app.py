@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from identity_service import logs, throttling
 from identity_service import settings as configuration
+from identity_service.accounts import store as account_store
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
@@ -24,7 +25,7 @@ from identity_service.audit import Actor, chain
 from identity_service.clients import own_tokens
 from identity_service.clients import store as clients
 from identity_service.database import open_database
-from identity_service.errors import DatabaseUnavailable
+from identity_service.errors import DatabaseUnavailable, HashingOverloaded
 from identity_service.metrics import Metrics
 from identity_service.revocation import CHANNEL
 from identity_service.revocation.feed import RevocationFeed
@@ -65,6 +66,7 @@ PRUNE_PAUSE_SECONDS = 0.1
 LEARN_SECONDS = 10.0
 CHAIN_SECONDS = 1.0
 PARTITION_SECONDS = 3600.0
+LEARN_HASHES_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 MEASURE_SECONDS = 2.0
 LISTEN_AGAIN_SECONDS = 1.0
@@ -100,6 +102,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 _stop_gently(app, runtime)
                 with suppress(DatabaseUnavailable):  # then it is the first thing done when the database is there
                     await revocations.look(now())
+                    await _learn_hashes(runtime)
                 heard = asyncio.Event()
                 tending = _repeating(KEYRING_POLL_SECONDS, lambda: _tend_keys(runtime))
                 pruning = _repeating(PRUNE_SECONDS, lambda: _prune(runtime))
@@ -109,7 +112,8 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 chaining = _repeating(CHAIN_SECONDS, lambda: _chain(runtime))
                 partitioning = _repeating(PARTITION_SECONDS, lambda: _partition(runtime))
                 measuring = _repeating(MEASURE_SECONDS, lambda: _measure(runtime))
-                async with tending, pruning, listening, looking, learning, chaining, partitioning, measuring:
+                sampling = _repeating(LEARN_HASHES_SECONDS, lambda: _learn_hashes(runtime))
+                async with tending, pruning, listening, looking, learning, chaining, partitioning, measuring, sampling:
                     yield
         finally:
             passwords.close()
@@ -238,6 +242,14 @@ async def _partition(runtime: Runtime) -> None:
 async def _learn(runtime: Runtime) -> None:
     async with runtime.database.connection() as db:
         await runtime.offered_scopes.look(db, of_clients=await clients.list_scopes(db))
+
+
+async def _learn_hashes(runtime: Runtime) -> None:
+    """Look which kinds of password hashes are stored, so that no refusal is answered sooner than the slowest."""
+    async with runtime.database.connection() as db:
+        hashes = await account_store.sample_hashes(db, unlike=runtime.passwords.own_kind)
+    with suppress(HashingOverloaded):  # too busy now; the next look is soon
+        await runtime.passwords.learn(hashes)
 
 
 async def _look(runtime: Runtime, heard: asyncio.Event) -> None:

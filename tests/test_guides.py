@@ -383,6 +383,33 @@ def test_the_alerts_ask_for_metrics_that_there_are() -> None:
     assert {name.removesuffix("_count") for name in asked} <= listed
 
 
+# Import users
+
+
+def test_the_users_of_the_guide_are_imported_and_log_in(tmp_path: Path, service: Service) -> None:
+    guide = (ROOT / "docs/guides/import-users.md").read_text()
+    (lines,) = blocks(guide, "json")
+    (tmp_path / "users.jsonl").write_text(lines)
+    shown, exported = blocks(guide, "console")
+    commands: list[str] = []
+    expected: list[str] = []
+    for line in (shown + exported).splitlines():
+        (commands if line.startswith("$ ") else expected).append(line)
+    told = ""
+    for typed in commands:
+        command = [sys.executable, "-m", "identity_service", *typed.removeprefix("$ identity-service ").split()]
+        done = subprocess.run(
+            command, check=True, cwd=tmp_path, env=service.environment, stdout=subprocess.PIPE, text=True
+        )
+        told += done.stdout
+    assert told.splitlines() == expected
+    exported_names = {json.loads(line)["username"] for line in (tmp_path / "users-out.jsonl").read_text().splitlines()}
+    assert exported_names >= {"ada", "ben", "cleo"}
+    form = {"grant_type": "password", "username": "ben", "password": PASSWORD}
+    assert service.post("/token", data=form).status_code == 200
+    assert service.post("/token", data=form | {"username": "cleo"}).status_code == 400
+
+
 # Other languages, and the README
 
 

@@ -49,7 +49,7 @@ def _bare(impossible_username: str) -> str:
 async def prove(credentials: Credentials | None, unverified_password: str, hashing: PasswordHashing) -> Verdict:
     """Return the verdict on a password that matched.
 
-    Unknown user, wrong password and disabled account cost one hash each and raise one error.
+    Unknown user, wrong password and disabled account cost one hash each, take one time and raise one error.
 
     Raises:
         InvalidCredentials: do not say why; the detail, for the audit, is a stable word.
@@ -59,14 +59,20 @@ async def prove(credentials: Credentials | None, unverified_password: str, hashi
         password = normalise(unverified_password)
     except PasswordRejected as error:
         raise InvalidCredentials(detail=error.reason) from None
-    verdict = await hashing.verify(credentials.password_hash if credentials is not None else None, password)
-    if credentials is None:
-        raise InvalidCredentials(detail="unknown_user")
-    if not verdict.matched:
-        raise InvalidCredentials(detail="wrong_password")
-    if credentials.user.disabled_at is not None:
-        raise InvalidCredentials(detail="disabled")
+    password_hash = credentials.password_hash if credentials is not None else None
+    verdict = await hashing.verify(password_hash, password, as_sent=unverified_password)
+    if refusal := _refusal(credentials, verdict):
+        await hashing.hold_back(verdict)
+        raise InvalidCredentials(detail=refusal)
     return verdict
+
+
+def _refusal(credentials: Credentials | None, verdict: Verdict) -> str | None:
+    if credentials is None:
+        return "unknown_user"
+    if not verdict.matched:
+        return "wrong_password"
+    return "disabled" if credentials.user.disabled_at is not None else None
 
 
 async def find_caller(db: Connection, claims: AccessClaims) -> User:

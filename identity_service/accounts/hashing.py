@@ -1,7 +1,11 @@
 """Argon2id off the event loop: a few threads at low priority behind a bounded queue with a deadline.
 
 When more passwords wait than can be answered in time, further ones are turned away at once; refreshes, the JWKS and
-health never notice. The policy for passwords is next door in `passwords`.
+health never notice. Next door, `formats` reads hashes, also those of other systems, and `passwords` holds the policy.
+
+Verifying a hash that is not of today's kind takes another time than nobody's. So while there are such hashes, refusals
+are answered at whole multiples of a step that is longer than the slowest of them takes: see
+docs/decisions/0012-password-hashes-of-other-systems.md.
 """
 
 import asyncio
@@ -10,14 +14,17 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeVar
 
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import VerificationError
 
+from identity_service.accounts import formats
+from identity_service.accounts.formats import HashRejected, StoredHash
 from identity_service.errors import HashingOverloaded
 
 T = TypeVar("T")
@@ -28,6 +35,9 @@ NICENESS = 10
 QUEUE_PER_THREAD = 100
 ESTIMATES_AT_ONCE = 32
 DEADLINE_SECONDS = 8.0
+
+STEP = 4
+"""The step of refusals, in times of the slowest one: room for a second spelling, and for other work on the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +51,15 @@ class Argon2Cost:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a password matched, and the hash to store instead when the stored one is weaker than today's."""
+    """Whether a password matched, and the hash to store instead when the stored one is not of today's kind.
+
+    Args:
+        refuse_at: when to answer if it is a refusal, on the monotonic clock; see `PasswordHashing.hold_back`.
+    """
 
     matched: bool
     replacement: str | None = None
+    refuse_at: float = 0.0
 
 
 class PasswordHashing:
@@ -77,6 +92,8 @@ class PasswordHashing:
         self._estimates = _BoundedThreads(1, ESTIMATES_AT_ONCE)
         # For users that do not exist: nobody knows its password, and it costs what a real one does.
         self._nobodys_hash = self._hasher.hash(secrets.token_urlsafe(32))
+        # What a refusal takes for each kind of stored hash but today's.
+        self._seconds: dict[tuple[str, str], float] = {}
 
     @property
     def waiting(self) -> int:
@@ -99,44 +116,98 @@ class PasswordHashing:
         """
         await self._estimates.run(check, self._deadline)
 
-    async def verify(self, password_hash: str | None, password: str) -> Verdict:
+    async def verify(self, password_hash: str | None, password: str, *, as_sent: str | None = None) -> Verdict:
         """Say whether the password matches the stored hash.
 
-        Without a stored hash the work is done all the same, and the answer is no.
+        Without a stored hash that can be read the work is done all the same, and the answer is no.
+
+        Args:
+            password: normalised.
+            as_sent: the password before that, which is what other systems may have hashed.
 
         Raises:
             HashingOverloaded: the queue is full or the deadline passed.
         """
-        return await self._hashes.run(lambda: self._verify(password_hash, password), self._deadline)
+        spellings = dict.fromkeys((password, as_sent if as_sent is not None else password))
+        return await self._hashes.run(lambda: self._verify(password_hash, list(spellings)), self._deadline)
+
+    async def hold_back(self, verdict: Verdict) -> None:
+        """Wait until the moment at which every refusal that was asked for at the same time is answered."""
+        if (wait := verdict.refuse_at - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+
+    @property
+    def own_kind(self) -> str:
+        """How hashes of today's kind begin."""
+        return self._nobodys_hash.rpartition("$")[0].rpartition("$")[0] + "$"
+
+    async def learn(self, password_hashes: Iterable[str]) -> None:
+        """Measure what it takes to verify hashes of the kinds that are stored, each kind once.
+
+        Raises:
+            HashingOverloaded: the queue is full or the deadline passed.
+        """
+        for password_hash in password_hashes:
+            stored = _read(password_hash)
+            if stored is not None and self._is_outdated(password_hash) and _kind(stored) not in self._seconds:
+                await self.estimate(lambda stored=stored: self._measure(stored))  # type: ignore[misc]
 
     def close(self) -> None:
         self._hashes.close()
         self._estimates.close()
 
-    def _verify(self, password_hash: str | None, password: str) -> Verdict:
-        if password_hash is None:
-            self._spend_as_much(password)
-            return Verdict(matched=False)
-        try:
-            self._hasher.verify(password_hash, password)
-        except (VerificationError, ValueError):
-            if self._is_outdated(password_hash):
-                self._spend_as_much(password)  # an older, cheaper hash must not tell that the account exists
-            return Verdict(matched=False)
-        if self._is_outdated(password_hash):
-            return Verdict(matched=True, replacement=self._hasher.hash(password))
-        return Verdict(matched=True)
+    def _verify(self, password_hash: str | None, spellings: list[str]) -> Verdict:
+        """Verify a password.
+
+        Args:
+            spellings: normalised, then as it was sent if that is another text.
+        """
+        began = time.monotonic()
+        stored = _read(password_hash) if password_hash is not None else None
+        if password_hash is None or stored is None:
+            self._spend_as_much(spellings[0])
+            return Verdict(matched=False, refuse_at=self._end_of_step(began))
+        if not self._is_outdated(password_hash):
+            return Verdict(stored.matches(spellings[0]), refuse_at=self._end_of_step(began))
+        replacement = None
+        if matched := any(stored.matches(spelling) for spelling in spellings):
+            replacement = self._hasher.hash(spellings[0])
+        else:
+            self._spend_as_much(spellings[0])  # a cheaper hash must not tell that the account exists
+        self._seconds.setdefault(_kind(stored), time.monotonic() - began)
+        return Verdict(matched, replacement, refuse_at=self._end_of_step(began))
 
     def _is_outdated(self, password_hash: str) -> bool:
-        try:
-            return self._hasher.check_needs_rehash(password_hash)
-        except ValueError:  # damaged
-            return True
+        return not password_hash.startswith(self.own_kind) or self._hasher.check_needs_rehash(password_hash)
+
+    def _measure(self, stored: StoredHash) -> None:
+        began = time.monotonic()
+        stored.matches(secrets.token_urlsafe(12))
+        self._spend_as_much("")
+        self._seconds.setdefault(_kind(stored), time.monotonic() - began)
+
+    def _end_of_step(self, began: float) -> float:
+        """Return when a refusal is answered whose work began then and has just been done."""
+        if not self._seconds:
+            return 0.0
+        step = STEP * max(self._seconds.values())
+        return began + step * ceil((time.monotonic() - began) / step)
 
     def _spend_as_much(self, password: str) -> None:
         """Do the work of a verification at today's cost; what comes of it is of no interest."""
         with contextlib.suppress(VerificationError):
             self._hasher.verify(self._nobodys_hash, password)
+
+
+def _read(password_hash: str) -> StoredHash | None:
+    try:
+        return formats.read(password_hash)
+    except HashRejected:
+        return None
+
+
+def _kind(stored: StoredHash) -> tuple[str, str]:
+    return stored.format, stored.cost
 
 
 class _BoundedThreads:

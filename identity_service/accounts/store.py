@@ -1,8 +1,9 @@
 """SQL of the users and of their roles."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -70,7 +71,60 @@ ADD_ROLE = f"""
 """
 REMOVE_ROLE = f"UPDATE users AS u SET roles = array_remove(u.roles, $2) WHERE u.username = $1 RETURNING {_USER}"
 SET_ROLES = f"UPDATE users AS u SET roles = $2 WHERE u.id = $1 RETURNING {_USER}"
+# Some of the hashes that are not of today's kind: all of them in a small table, a few thousand of a large one.
+SAMPLE_HASHES = """
+    SELECT password_hash FROM users
+     TABLESAMPLE SYSTEM (
+         (SELECT 100 * least(1, 20000 / greatest(reltuples, 1)) FROM pg_class WHERE oid = 'users'::regclass)
+     )
+     WHERE NOT starts_with(password_hash, $1)
+     LIMIT 5000
+"""
 COUNT_USERS = "SELECT count(*) FROM users WHERE $1 = ANY(roles)"
+STREAM = f"SELECT {_USER}, u.password_hash FROM users AS u ORDER BY u.id"
+
+# The statements of an import, each of which may take long. They need the table that the first one makes, so that they
+# cannot be prepared without it; it goes with the transaction, which suits a pooler in transaction mode. Nobody may have
+# counted the users yet, and a planner who takes them for few would compare each with each.
+_STAGE = """
+    SET LOCAL statement_timeout = 0;
+    SET LOCAL enable_nestloop = off;
+    CREATE TEMPORARY TABLE staged_users (
+        line bigint, id uuid, username text, email text, email_verified boolean, password_hash text,
+        password_changed_at timestamptz, roles text[], created_at timestamptz, disabled_at timestamptz
+    ) ON COMMIT DROP
+"""
+_DROP_STAGED_REPETITIONS = """
+    WITH numbered AS (
+        SELECT line, row_number() OVER (PARTITION BY username ORDER BY line) AS by_username,
+               row_number() OVER (PARTITION BY id ORDER BY line) AS by_id
+          FROM staged_users
+    ), dropped AS (
+        DELETE FROM staged_users AS s USING numbered AS n
+         WHERE s.line = n.line AND (n.by_username > 1 OR n.by_id > 1)
+        RETURNING s.line
+    )
+    SELECT count(*) AS lines, (array_agg(line ORDER BY line))[1:$1] AS first FROM dropped
+"""
+_DROP_STAGED_CONFLICTS = """
+    WITH known AS (
+        SELECT s.line FROM staged_users AS s JOIN users AS u ON u.username = s.username
+        UNION SELECT s.line FROM staged_users AS s JOIN users AS u ON u.id = s.id
+    ), dropped AS (
+        DELETE FROM staged_users AS s USING known AS k WHERE s.line = k.line RETURNING s.line
+    )
+    SELECT count(*) AS lines, (array_agg(line ORDER BY line))[1:$1] AS first FROM dropped
+"""
+# In one order, so that no two imports can wait for each other.
+_INSERT_STAGED = """
+    INSERT INTO users (id, username, email, email_verified, password_hash, password_changed_at, roles, created_at,
+                       disabled_at)
+    SELECT id, username, email, email_verified, password_hash, password_changed_at, roles, created_at, disabled_at
+      FROM staged_users
+     ORDER BY username
+    ON CONFLICT DO NOTHING
+"""
+_HOURS = 24 * 3600.0
 
 INSERT_RESET = """
     INSERT INTO password_resets (user_id, token_digest, created_at, expires_at) VALUES ($1, $2, $3, $4)
@@ -98,6 +152,21 @@ UPDATE_ROLE = "UPDATE roles SET scopes = $2 WHERE name = $1 RETURNING name, scop
 LOCK_ROLE = "SELECT name FROM roles WHERE name = $1 FOR UPDATE"
 SHARE_ROLE = "SELECT name FROM roles WHERE name = $1 FOR KEY SHARE"
 DELETE_ROLE = "DELETE FROM roles WHERE name = $1"
+
+
+class StagedUser(NamedTuple):
+    """A user on the way in, in the order of the columns; `line` says where it was read."""
+
+    line: int
+    id: UUID
+    username: str
+    email: str | None
+    email_verified: bool
+    password_hash: str
+    password_changed_at: datetime
+    roles: list[str]
+    created_at: datetime
+    disabled_at: datetime | None
 
 
 async def insert(
@@ -169,6 +238,11 @@ async def update(
 async def update_hash(db: Connection, user_id: UUID, *, old: str, new: str) -> None:
     """Store the same password under a stronger hash, unless the password changed in the meantime."""
     await db.execute(UPDATE_HASH, user_id, old, new)
+
+
+async def sample_hashes(db: Connection, *, unlike: str) -> list[str]:
+    """Return hashes that do not begin like this, a few thousand at most."""
+    return [row["password_hash"] for row in await db.fetch(SAMPLE_HASHES, unlike)]
 
 
 async def update_password(
@@ -244,6 +318,42 @@ async def spend_reset(db: Connection, token_digest: bytes, *, password_hash: str
 
 async def delete_reset(db: Connection, user_id: UUID) -> None:
     await db.execute(DELETE_RESET, user_id)
+
+
+async def stage(db: Connection, users: Iterable[StagedUser]) -> None:
+    """Put users aside until the transaction ends, by COPY; they are asked for as they are sent."""
+    await db.execute(_STAGE)
+    await db.copy_records_to_table(
+        "staged_users", records=users, columns=StagedUser._fields, schema_name="pg_temp", timeout=_HOURS
+    )
+    await db.execute("ANALYZE staged_users", timeout=_HOURS)
+
+
+async def drop_staged_repetitions(db: Connection, *, limit: int) -> tuple[int, list[int]]:
+    """Drop who was staged before; return on how many lines, and the first of them."""
+    return await _drop_staged(db, _DROP_STAGED_REPETITIONS, limit)
+
+
+async def drop_staged_conflicts(db: Connection, *, limit: int) -> tuple[int, list[int]]:
+    """Drop whose username or id a user has; return on how many lines, and the first of them."""
+    return await _drop_staged(db, _DROP_STAGED_CONFLICTS, limit)
+
+
+async def _drop_staged(db: Connection, sql: str, limit: int) -> tuple[int, list[int]]:
+    row = await db.fetchrow(sql, limit, timeout=_HOURS)
+    assert row is not None
+    return row["lines"], row["first"] or []
+
+
+async def insert_staged(db: Connection) -> int:
+    """Make users of those that were staged, unless somebody was faster; return how many."""
+    return int((await db.execute(_INSERT_STAGED, timeout=_HOURS)).rpartition(" ")[2])
+
+
+async def stream(db: Connection) -> AsyncIterator[tuple[User, str]]:
+    """Return all users with the hashes of their passwords, as of one moment. Call within a transaction."""
+    async for row in db.cursor(STREAM, prefetch=1000):
+        yield _user(row), row["password_hash"]
 
 
 async def insert_role(db: Connection, name: str, *, scopes: Sequence[str], now: datetime) -> Role | None:

@@ -1,14 +1,17 @@
-"""`users`: accounts from the command line. The first administrator comes from here."""
+"""`users`: accounts from the command line, one by one or many at a time. The first administrator comes from here."""
 
+import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime
-from typing import Annotated, Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, TypeAlias, TypeVar
 
 import typer
 
 from identity_service import throttling
-from identity_service.accounts import User, registration, resets
+from identity_service.accounts import User, registration, resets, transfer
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
 from identity_service.cli.environment import load_settings, operator, print_json, with_database
@@ -170,6 +173,113 @@ async def _with_standing(db: Connection, found: Awaitable[User]) -> Shown:
 
 def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
     return with_database(load_settings(), lambda db, _: db.transact(unit))
+
+
+@app.command("import")
+def import_users(
+    file: Annotated[
+        typer.FileBinaryRead, typer.Argument(metavar="FILE.jsonl", help="A JSON object on each line; - for stdin.")
+    ],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Import the others even if some cannot be; without it all or none.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make accounts with the password hashes of another system."""
+
+    async def work(db: Database, _: Settings) -> transfer.ImportReport:
+        now = utc_now()
+        async with db.connection() as connection, connection.transaction():
+            return await transfer.import_users(
+                connection,
+                _lines(file),
+                skip_invalid=skip_invalid,
+                dry_run=dry_run,
+                new_id=lambda: uuid7(now),
+                by=operator(),
+                now=now,
+            )
+
+    report = with_database(load_settings(), work)
+    _show_import(report, dry_run=dry_run, as_json=as_json)
+    raise typer.Exit(1 if report.refused else 4 if report.conflicts else 0)
+
+
+@app.command("export")
+def export_users(
+    file: Annotated[Path, typer.Argument(help="A file that does not exist yet; - for stdout.")] = Path("-"),
+    *,
+    without_hashes: Annotated[bool, typer.Option("--without-hashes", help="Leave the password hashes out.")] = False,
+) -> None:
+    """Write all accounts as JSON lines that `users import` takes."""
+
+    async def work(db: Database, _: Settings) -> None:
+        with _new_file(file) as out:
+            async with db.connection() as connection, connection.transaction():
+                lines = transfer.export_users(connection, with_hashes=not without_hashes, by=operator(), now=utc_now())
+                async for line in lines:
+                    out.write(line)
+                out.flush()
+
+    with_database(load_settings(), work)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Return the lines, of those that are far too long no more than shows it; with progress, if somebody watches."""
+    size = os.fstat(file.fileno()).st_size if file.seekable() else 0
+    watched = sys.stderr.isatty() and size > 0
+    with typer.progressbar(length=size, label="Reading", file=sys.stderr) if watched else nullcontext() as bar:
+        while line := file.readline(transfer.MOST_BYTES + 1):
+            yield line
+            read = len(line)
+            while not line.endswith(b"\n") and (line := file.readline(transfer.MOST_BYTES)):
+                read += len(line)
+            if bar is not None:
+                bar.update(read)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that only its owner can read and that was not there before; it goes if it cannot be completed."""
+    if str(path) == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise typer.BadParameter(f"The file cannot be made: {error.strerror}.") from None
+    try:
+        with closing(os.fdopen(descriptor, "wb")) as out:
+            yield out
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _show_import(report: transfer.ImportReport, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "dry_run": dry_run,
+                "lines": report.lines,
+                "imported": report.imported,
+                "refused": report.refused,
+                "conflicts": report.conflicts,
+                "formats": dict(report.formats),
+                "problems": [{"line": problem.line, "problem": problem.text} for problem in report.problems],
+            }
+        )
+        return
+    for problem in report.problems:
+        print(f"line {problem.line}: {problem.text}", file=sys.stderr)
+    if unnamed := report.refused + report.conflicts - len(report.problems):
+        print(f"... and {unnamed} more.", file=sys.stderr)
+    found = ", ".join(f"{count} {name}" for name, count in report.formats.most_common())
+    print(f"{report.lines} lines: {report.refused} refused, {report.conflicts} in conflict with accounts that exist.")
+    print(f"Password hashes: {found or 'none'}.")
+    print(f"{'Would import' if dry_run else 'Imported'} {report.imported} users.")
 
 
 def _read_password() -> str:

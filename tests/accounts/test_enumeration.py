@@ -1,18 +1,24 @@
 """No answer tells accounts apart: not by what it says, not by the work behind it, not by time (PWD-8, F57)."""
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import argon2
+import bcrypt
 import httpx2
 import pytest
+from werkzeug.security import generate_password_hash
 
 from tests.conftest import PASSWORD, Api, StartApi
 
 APP = "https://app.example.com"
 WRONG = "not the password of anybody"
+
+SAMPLES = 15
+"""Of each kind, in turn. The goal's 200 take minutes: set it higher to measure."""
 
 Ask = Callable[[Api, str, str], Awaitable[httpx2.Response]]
 
@@ -156,6 +162,70 @@ async def test_a_refused_login_takes_as_long_for_nobody_as_for_somebody(start_ap
     # The fifth fastest: on a busy machine the middle says more about the neighbours than about us.
     typical = {name: sorted(values)[4] for name, values in durations.items()}
     assert max(typical.values()) < 2 * min(typical.values()), typical
+
+
+KINDS = {
+    "bcrypt": bcrypt.hashpw(b"another password of somebody", bcrypt.gensalt(6)).decode(),
+    "pbkdf2": generate_password_hash("another password of somebody", "pbkdf2:sha256:20000"),
+    "cheap": generate_password_hash("another password of somebody", "pbkdf2:sha256:1000"),
+    "older": argon2.PasswordHasher(1, 1024, 1).hash("another password of somebody"),
+    "passwordless": "!",
+}
+
+
+async def test_a_refused_login_takes_as_long_whatever_kind_of_hash_is_stored(start_api: StartApi):
+    """PWD-8, F57: hashes of other systems and of older parameters take less time, or a multiple."""
+    durations: dict[str, list[float]] = defaultdict(list)
+    async with start_api(argon2_memory_kib=2048, argon2_time_cost=1) as api:
+        for name in ("today", "disabled"):
+            await api.sign_up(name)
+        async with api.database.connection() as db:
+            await db.execute("UPDATE users SET disabled_at = now() WHERE username = 'disabled'")
+            for name, password_hash in KINDS.items():
+                copied = "SELECT gen_random_uuid(), $1, $2, now(), now()"
+                columns = "id, username, password_hash, password_changed_at, created_at"
+                await db.execute(f"INSERT INTO users ({columns}) {copied}", name, password_hash)
+    # Another process, which looks what is stored before it answers the first login.
+    async with start_api(argon2_memory_kib=2048, argon2_time_cost=1) as api:
+        for _ in range(SAMPLES):
+            await api.forget_failures()
+            for name in ("unknown", "today", "disabled", *KINDS):
+                started = time.perf_counter()
+                answer = await by_token(api, name, PASSWORD if name == "disabled" else WRONG)
+                durations[name].append(time.perf_counter() - started)
+                assert answer.status_code == 400
+    medians = {name: statistics.median(values) for name, values in durations.items()}
+    print({name: round(1000 * value, 1) for name, value in medians.items()})  # noqa: T201 - for whoever measures
+    assert max(medians.values()) < 1.15 * min(medians.values()), medians
+    distances = {name: distance(durations["unknown"], values) for name, values in durations.items()}
+    assert max(distances.values()) < 0.5, distances
+
+
+def distance(one: list[float], other: list[float]) -> float:
+    """Return how far apart two samples are at most (Kolmogorov-Smirnov): 0 for equal ones, 1 for separate ones."""
+
+    def share(values: list[float], limit: float) -> float:
+        return sum(value <= limit for value in values) / len(values)
+
+    return max(abs(share(one, limit) - share(other, limit)) for limit in (*one, *other))
+
+
+async def test_nobody_waits_when_all_hashes_are_of_todays_kind(api: Api):
+    await people(api)
+    async with api.database.connection() as db:
+        await db.execute("DELETE FROM users WHERE username = 'carol'")
+    verdict = await api.runtime.passwords.verify(None, WRONG)
+    assert verdict.refuse_at == 0.0
+
+
+async def test_a_kind_that_was_not_seen_before_is_met_once(api: Api):
+    """Imported a moment ago: from the first refusal on, everybody waits for it."""
+    await api.runtime.passwords.verify(KINDS["bcrypt"], WRONG)
+    started = time.monotonic()
+    verdict = await api.runtime.passwords.verify(None, WRONG)
+    assert verdict.refuse_at > started
+    await api.runtime.passwords.hold_back(verdict)
+    assert time.monotonic() >= verdict.refuse_at
 
 
 async def test_a_password_change_reveals_nothing_that_a_login_hides(api, work):
