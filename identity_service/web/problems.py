@@ -118,6 +118,8 @@ def refusals(*refused: type[IdentityError] | str) -> dict[int | str, dict[str, A
         status, code = (CODES[one], one) if isinstance(one, str) else STATUS[one]
         if code not in codes.setdefault(status, []):
             codes[status].append(code)
+    if 404 in codes and "not_found" not in codes[404]:  # a name in the path that no path can hold
+        codes[404].append("not_found")
     return {status: _described(status, found) for status, found in sorted(codes.items())}
 
 

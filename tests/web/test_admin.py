@@ -95,6 +95,7 @@ ADMIN_ROUTES: dict[tuple[str, str], Row] = {
     ("GET", "/admin/users/{user_id}"): Row(200),
     ("PATCH", "/admin/users/{user_id}"): Row(200, {"email": "bob@example.com"}),
     ("PUT", "/admin/users/{user_id}/roles"): Row(200, {"roles": ["clerk"], "end_sessions": False}),
+    ("POST", "/admin/users/{user_id}/unlock"): Row(200),
     ("POST", "/admin/users/{user_id}/password-reset"): Row(201),
     ("GET", "/admin/users/{user_id}/sessions"): Row(200),
     ("DELETE", "/admin/sessions/{session_id}"): Row(204),
@@ -406,15 +407,29 @@ async def test_an_account_is_made_shown_changed_and_deleted(api, root):
     }
     place = f"/admin/users/{carol['id']}"
     assert made.headers["location"] == place
-    assert (await root("GET", place)).json() == carol
+    assert (await root("GET", place)).json() == carol | {"failures": 0, "locked_until": None}
     changed = await root("PATCH", place, {"username": "Caroline", "email": None})
     assert changed.json() == carol | {"username": "caroline", "email": None}
     api.clock.advance(seconds=1)
     assert (await root("POST", f"{place}/disable")).json()["disabled_at"] == "2026-11-22T12:00:01Z"
     assert (await root("POST", f"{place}/enable")).json()["disabled_at"] is None
     assert (await root("DELETE", place)).status_code == 204
-    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/disable"), ("POST", "/enable"), ("GET", "/sessions")):
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/disable"), ("POST", "/unlock"), ("GET", "/sessions")):
         assert seen(await root(method, place + path)) == problem(404, "user_not_found", "There is no such user.")
+
+
+async def test_an_administrator_sees_who_is_locked_out_and_unlocks(root, bob):
+    """PWD-7"""
+    api, place = root.api, f"/admin/users/{bob.id}"
+    login = {"grant_type": "password", "username": "bob"}
+    for _ in range(6):
+        assert (await api.token(**login, password="wrong")).status_code == 400
+    assert (await api.token(**login, password=bob.password)).status_code == 429
+    shown = (await root("GET", place)).json()
+    assert (shown["failures"], shown["locked_until"]) == (6, "2026-11-22T12:00:01Z")
+    unlocked = (await root("POST", f"{place}/unlock")).json()
+    assert (unlocked["failures"], unlocked["locked_until"]) == (0, None)
+    assert (await api.token(**login, password=bob.password)).status_code == 200
 
 
 async def test_closed_registrations_do_not_keep_an_administrator_from_making_accounts(start_api):
@@ -948,6 +963,7 @@ ACTS: list[tuple[str, str, Any, str, str]] = [
     ("POST", "/admin/users/{bob}/disable", None, "user.disabled", "user {bob}"),
     ("POST", "/admin/users/{bob}/enable", None, "user.enabled", "user {bob}"),
     ("PUT", "/admin/users/{bob}/roles", {"roles": []}, "user.roles_changed", "user {bob}"),
+    ("POST", "/admin/users/{bob}/unlock", None, "user.unlocked", "user {bob}"),
     ("POST", "/admin/users/{bob}/password-reset", None, "user.password_reset_started", "user {bob}"),
     ("DELETE", "/admin/users/{bob}/sessions", None, "session.ended", "user {bob}"),
     ("DELETE", "/admin/sessions/{session}", None, "session.ended", "user {bob}"),
