@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
+import schemathesis
 
 from identity_service.accounts import registration, roles
 from identity_service.app import _tend_keys
@@ -233,6 +234,7 @@ async def test_who_may_call_what(api, bob, who):
     places = {"user_id": bob.id, "session_id": session_of(bobs["access_token"]), "name": "clerk"}
     places["client_id"] = "batch-job"
     before = await everything(api)
+    schema = schemathesis.openapi.from_dict(api.app.openapi())
     for (method, path), row in ADMIN_ROUTES.items():
         kid = api.keys.current.published(api.clock())[1].kid
         address = path.format(**places, kid=kid)
@@ -240,6 +242,7 @@ async def test_who_may_call_what(api, bob, who):
         answer = await api.http.request(method, address, headers=caller.headers, **given)
         if caller.at_admin is None:
             assert answer.status_code == row.status, (method, path, answer.text)
+            schema[path][method].validate_response(answer)
             assert_no_secret(answer)
         else:
             told = answer.status_code, answer.headers["www-authenticate"]
@@ -251,6 +254,7 @@ async def test_who_may_call_what(api, bob, who):
             answer = await api.http.request(method, path.format(**places), headers=caller.headers, **given)
             if caller.at_own is None:
                 assert answer.status_code == row.status, (method, path, answer.text)
+                schema[path][method].validate_response(answer)
             else:
                 assert (answer.status_code, answer.headers["www-authenticate"]) == caller.at_own
         assert (await api.refresh(bobs["refresh_token"])).status_code == 200
