@@ -175,6 +175,8 @@ async def update(
 ) -> User:
     """Change the username, the e-mail address, or both; a new address is not verified yet. Call within a transaction.
 
+    What is so already changes nothing, and is not recorded.
+
     Args:
         username: None to keep it.
         email: None, with `change_email`, to remove it.
@@ -183,12 +185,16 @@ async def update(
         UsernameTaken: another account has this username.
         UserNotFound: the account is gone.
     """
+    before = await find(db, user_id)
+    change_email = change_email and email != before.email
+    if username in (None, before.username) and not change_email:
+        return before
     updated = await store.update(db, user_id, username=username, change_email=change_email, email=email)
     if updated is None:
         raise UserNotFound
     if change_email:
         await store.delete_reset(db, user_id)
-    details = {"username": username} if username is not None else {}
+    details = {"username": updated.username} if updated.username != before.username else {}
     if change_email:
         details["email"] = "changed" if email is not None else "removed"
     await audit.record(db, Event.USER_UPDATED, Subject("user", str(user_id)), by=by, now=now, details=details)
@@ -247,6 +253,7 @@ async def enable(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> 
     user = await store.set_disabled(db, user_id, disabled_at=None)
     if user is None:
         raise UserNotFound
+    await store.delete_reset(db, user_id)  # one that was started in the meantime
     await audit.record(db, Event.USER_ENABLED, Subject("user", str(user.id)), by=by, now=now)
     return user
 

@@ -92,8 +92,13 @@ async def list_all(db: Connection) -> list[Role]:
     return [*BUILT_IN.values(), *await store.list_roles(db)]
 
 
-async def set_scopes(db: Connection, unverified_name: str, *, scope: str, by: Actor, now: datetime) -> Role:
+async def set_scopes(
+    db: Connection, unverified_name: str, *, scope: str, end_sessions: bool = False, by: Actor, now: datetime
+) -> Role:
     """Replace what a role gives. Sessions hear of it at their next refresh. Call within a transaction.
+
+    Args:
+        end_sessions: log everybody out who has the role, so that no token with the old scopes is left.
 
     Raises:
         RoleRejected: a scope that a role cannot give.
@@ -105,6 +110,8 @@ async def set_scopes(db: Connection, unverified_name: str, *, scope: str, by: Ac
     if role is None:
         raise RoleNotFound(detail=unverified_name)
     await _record(db, Event.ROLE_UPDATED, role.name, by=by, now=now, given=role.scopes)
+    if end_sessions:
+        await lifecycle.end_all_of_role(db, role.name, reason=Reason.ROLES_CHANGED, by=by, now=now)
     return role
 
 

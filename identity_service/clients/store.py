@@ -51,7 +51,9 @@ INSERT_TOKEN = f"""
     WITH gate AS (
         SELECT pg_advisory_xact_lock_shared({CLIENT_GATES}, hashtext($2))
     ), welcome AS (
-        SELECT client_id FROM clients, gate WHERE client_id = $2 AND disabled_at IS NULL FOR SHARE OF clients
+        SELECT client_id FROM clients, gate
+         WHERE client_id = $2 AND disabled_at IS NULL AND 'client_credentials' = ANY (grants)
+           FOR SHARE OF clients
     )
     INSERT INTO client_tokens (jti, client_id, expires_at) SELECT $1, client_id, $3 FROM welcome
     RETURNING status_index

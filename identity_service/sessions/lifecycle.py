@@ -119,6 +119,13 @@ async def end_all_of_client(db: Connection, client_id: str, *, reason: Reason, b
     return len(ended)
 
 
+async def end_all_of_role(db: Connection, role: str, *, reason: Reason, by: Actor, now: datetime) -> int:
+    """End the sessions of everybody who has a role; return how many. Call within a transaction."""
+    ended = await store.revoke_all_of_role(db, role, now=now)
+    await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
+    return len(ended)
+
+
 async def _revoke_tokens(
     db: Connection, ended: Sequence[EndedSession], *, reason: Reason, by: Actor, now: datetime
 ) -> None:

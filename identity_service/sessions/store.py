@@ -34,7 +34,9 @@ INSERT = f"""
     WITH gate AS (
         SELECT pg_advisory_xact_lock_shared({CLIENT_GATES}, hashtext($3))
     ), client AS (
-        SELECT FROM clients, gate WHERE client_id = $3 AND disabled_at IS NULL FOR SHARE OF clients
+        SELECT FROM clients, gate
+         WHERE client_id = $3 AND disabled_at IS NULL AND 'password' = ANY (grants)
+           FOR SHARE OF clients
     ), welcome AS (
         SELECT id, roles, password_changed_at FROM users
          WHERE id = $2 AND disabled_at IS NULL AND password_changed_at = $6
@@ -88,6 +90,11 @@ REVOKE_ALL_OF_CLIENT = f"""
     UPDATE sessions SET revoked_at = $2
      WHERE client_id = $1 AND client_id <> '{BUILT_IN_CLIENT}' AND revoked_at IS NULL
     RETURNING id, user_id, status_index, access_expires_at
+"""
+REVOKE_ALL_OF_ROLE = """
+    UPDATE sessions AS s SET revoked_at = $2 FROM users AS u
+     WHERE u.id = s.user_id AND $1 = ANY (u.roles) AND s.revoked_at IS NULL
+    RETURNING s.id, s.user_id, s.status_index, s.access_expires_at
 """
 KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
 # An array, because some plans run the subquery of an IN again, and it skips what it has locked.
@@ -219,6 +226,11 @@ async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: d
 
 async def revoke_all_of_client(db: Connection, client_id: str, *, now: datetime) -> list[EndedSession]:
     return [_ended(row) for row in await db.fetch(REVOKE_ALL_OF_CLIENT, client_id, now)]
+
+
+async def revoke_all_of_role(db: Connection, role: str, *, now: datetime) -> list[EndedSession]:
+    """Reads the whole table of users."""
+    return [_ended(row) for row in await db.fetch(REVOKE_ALL_OF_ROLE, role, now)]
 
 
 async def keep_after_password_change(db: Connection, session_id: UUID, *, password_changed_at: datetime) -> None:

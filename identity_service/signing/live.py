@@ -48,6 +48,8 @@ class LiveKeyring:
         self.rotation_period = rotation_period
         self._version = folder.version() if not folder.is_empty() else (0, 0)
         self.current = folder.read()
+        self.unrecorded: list[tuple[Key, datetime]] = []
+        """Keys that were promoted here, and when: the audit hears of them once the database is there."""
         self._document: tuple[tuple[str, ...], jwks.JwksDocument] | None = None
 
     def jwks(self, now: datetime) -> jwks.JwksDocument:

@@ -12,7 +12,13 @@ from identity_service import errors, grants, throttling
 from identity_service.accounts import User, authentication, registration, resets, store
 from identity_service.audit import Event, Subject
 from identity_service.database import Connection
-from identity_service.errors import CurrentPasswordWrong, InvalidCredentials, ResetTokenInvalid, SignupClosed
+from identity_service.errors import (
+    CurrentPasswordWrong,
+    InvalidCredentials,
+    ResetTokenInvalid,
+    SignupClosed,
+    UserNotFound,
+)
 from identity_service.runtime import Runtime
 from identity_service.shell import uuid7
 from identity_service.web.dependencies import Caller, SignedIn, actor_of, public, runtime_of
@@ -209,12 +215,14 @@ async def reset_password(request: Request, body: PasswordReset) -> None:
 
 
 async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
-    """Raises: CurrentPasswordWrong, or Throttled after too many that were."""
+    """Raises: CurrentPasswordWrong, Throttled after too many that were, UserNotFound when the account has just gone."""
     user, by = caller.user, caller.actor
     attempt = throttling.password_attempt(user.id, user.username, by.address, exempt=runtime.settings.throttle_exempt)
     async with runtime.database.connection() as db:
         await throttling.check(db, attempt, now=runtime.now())
         credentials = await store.find_credentials_by_id(db, user.id)
+    if credentials is None:
+        raise UserNotFound
     try:
         await authentication.prove(credentials, password, runtime.passwords)
     except InvalidCredentials as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from identity_service import audit, errors
 from identity_service.audit import Event
@@ -27,7 +27,19 @@ def _within_reach(moment: datetime) -> datetime:
     return moment
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(_within_reach), Field(examples=["2026-11-22T08:00:00Z"])]
+def _with_a_date(value: object) -> object:
+    """Refuse plain numbers, whose unit would be guessed."""
+    if isinstance(value, str) and "-" not in value:
+        raise ValueError("must be a moment such as 2026-11-22T08:00:00Z")
+    return value
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_with_a_date),
+    AfterValidator(_within_reach),
+    Field(examples=["2026-11-22T08:00:00Z"]),
+]
 
 
 class EventPage(Page):

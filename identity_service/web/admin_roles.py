@@ -30,11 +30,12 @@ class NewRole(BaseModel):
 
 
 class RoleChange(BaseModel):
-    """All the scopes that the role is to give. Sessions hear of it at their next refresh."""
+    """All the scopes that the role is to give. Sessions hear of it at their next refresh, or end."""
 
     model_config = ConfigDict(extra="forbid")
 
     scopes: Scopes
+    end_sessions: bool = False
 
 
 class RoleAnswer(BaseModel):
@@ -89,7 +90,9 @@ async def set_role_scopes(request: Request, caller: Administrator, name: Name, b
     """Replace the scopes that a role gives."""
     scope = " ".join(body.scopes)
     role = await runtime_of(request).database.transact(
-        lambda db: roles.set_scopes(db, name, scope=scope, by=caller.actor, now=caller.now)
+        lambda db: roles.set_scopes(
+            db, name, scope=scope, end_sessions=body.end_sessions, by=caller.actor, now=caller.now
+        )
     )
     return RoleAnswer.of(role)
 

@@ -115,7 +115,8 @@ async def logout(request: Request, _: EmptyBody | None = None) -> Response:
     except (SessionEnded, TokenRejected):
         pass
     else:
-        await end_session(runtime, claims, Reason.LOGOUT, by=actor_of(request))
+        if claims.client_id == FIRST_PARTY.client_id:  # as at /revoke, another client's session is not ours to end
+            await end_session(runtime, claims, Reason.LOGOUT, by=actor_of(request))
     answer = Response(status_code=204)
     _clear_cookie(answer, runtime.settings)
     return answer

@@ -231,13 +231,17 @@ async def _whole_body(headers: Headers, receive: Receive) -> Receive | None:
     more = True
     while more:
         message = await receive()
-        if message["type"] != "http.request":
-            break
+        if message["type"] != "http.request":  # gone: half a body is none
+            return _already(message, receive)
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > MAX_BODY:
             return None
-    pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+    return _already({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
+
+
+def _already(message: Message, receive: Receive) -> Receive:
+    pending = [message]
 
     async def replay() -> Message:
         return pending.pop() if pending else await receive()

@@ -3,6 +3,7 @@
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
@@ -10,6 +11,7 @@ from urllib.parse import parse_qsl, unquote_plus
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from identity_service import errors, grants, throttling
 from identity_service.audit import Event, Subject
@@ -78,12 +80,11 @@ async def read_form(request: Request) -> Mapping[str, str]:
     if "client_secret" in request.query_params:
         raise InvalidRequest("A secret must not be sent in the URL.")
     try:
-        pairs = parse_qsl(
-            (await request.body()).decode(),
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=_MOST_PARAMETERS,
-        )
+        body = await request.body()
+    except ClientDisconnect:
+        raise InvalidRequest("The body is not complete.") from None
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
         raise InvalidRequest("The body is not a form in UTF-8.") from None
     form = dict(pairs)
@@ -131,8 +132,9 @@ async def _prove_client(request: Request, client_id: str, secret: str) -> Client
     try:
         async with runtime.database.connection() as db:
             client = await authentication.authenticate(db, client_id, secret, now=runtime.now())
-            # Comparing a digest costs nothing worth saving, so this is the only look.
-            await throttling.admit(db, attempt, now=runtime.now())
+            # Comparing a digest costs nothing worth saving, so this is the only look. Not at the place: whoever guesses
+            # from there must not keep out the services beside them, whose secrets nobody guesses.
+            await throttling.admit(db, replace(attempt, place=None), now=runtime.now())
     except errors.ClientRejected as error:
         subject = Subject("client", client_id) if error.detail != "unknown_client" else None
         await grants.count_failure(runtime, attempt, Event.CLIENT_LOGIN, subject, error, by=by)

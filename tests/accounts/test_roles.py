@@ -189,6 +189,23 @@ async def test_ending_the_sessions_makes_a_change_take_effect_at_once(api, alice
     assert (await api.refresh(other["refresh_token"])).status_code == 200
 
 
+async def test_changing_a_role_logs_out_whoever_has_it_if_it_is_to_take_effect_at_once(api, alice, bob):
+    await create(api)
+    await change(api, roles.grant, "alice", "clerk")
+    alices, bobs = await alice.log_in(), await bob.log_in()
+    for end_sessions, status in ((False, 200), (True, 401)):
+        await api.database.transact(
+            lambda db, end=end_sessions: roles.set_scopes(
+                db, "clerk", scope="", end_sessions=end, by=TESTER, now=api.clock()
+            )
+        )
+        assert (await api.me(alices["access_token"])).status_code == status
+        assert (await api.me(bobs["access_token"])).status_code == 200
+    assert await api.scalar("SELECT array_agg(reason) FROM audit_events WHERE event = 'session.ended'") == [
+        "roles_changed"
+    ]
+
+
 async def test_a_failed_change_of_roles_ends_no_session(api, alice):
     token = (await alice.log_in())["refresh_token"]
     with pytest.raises(RoleNotFound):

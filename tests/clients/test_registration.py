@@ -13,7 +13,15 @@ from identity_service import grants
 from identity_service.accounts import registration as accounts
 from identity_service.clients import Client, registration
 from identity_service.database import Connection
-from identity_service.errors import ClientBuiltIn, ClientInvalid, ClientNotFound, ClientTaken, IdentityError
+from identity_service.errors import (
+    ClientBuiltIn,
+    ClientInvalid,
+    ClientNotFound,
+    ClientRejected,
+    ClientTaken,
+    IdentityError,
+    InvalidCredentials,
+)
 from identity_service.shell import client_secret
 from tests.conftest import ISSUER, START, TESTER, Account, Api, Robot, register
 
@@ -395,3 +403,26 @@ async def log_in_as(api: Api, client: Client, account: Account) -> grants.Issued
     return await grants.password(
         api.runtime, client, username=account.username, password=account.password, scope="", by=TESTER
     )
+
+
+async def test_a_grant_that_was_withdrawn_meanwhile_gives_nothing_to_who_had_passed_the_door(api, alice):
+    """What a request found out about its client may be old when it begins a session or a token."""
+    both = ["client_credentials", "password", "refresh_token"]
+    await register(api, "backend", grants=both, first_party=True)
+    async with api.database.connection() as db:
+        seen_at_the_door = await registration.find(db, "backend")
+    facts = {"issuer": ISSUER, "longest_lifetime": api.settings.access_lifetime, "by": TESTER, "now": api.clock()}
+
+    async def allow(*given: str) -> None:
+        await api.database.transact(lambda db: registration.update(db, "backend", grants=given, **facts))
+
+    await allow("client_credentials")
+    with pytest.raises(InvalidCredentials):
+        await grants.password(
+            api.runtime, seen_at_the_door, username="alice", password=alice.password, scope="", by=TESTER
+        )
+    assert await api.scalar("SELECT count(*) FROM sessions") == 0
+    await allow("password", "refresh_token")
+    with pytest.raises(ClientRejected):
+        await grants.client_credentials(api.runtime, seen_at_the_door, scope="", by=TESTER)
+    assert await api.scalar("SELECT count(*) FROM client_tokens") == 0

@@ -11,8 +11,8 @@ import pytest
 
 from identity_service.app import _prune
 from identity_service.errors import Throttled
-from identity_service.throttling import ACCOUNT, token_attempt
-from tests.conftest import PASSWORD, StartApi, bearer, run_api
+from identity_service.throttling import ACCOUNT, ADDRESS, token_attempt
+from tests.conftest import PASSWORD, StartApi, bearer, register, run_api
 from tests.throttling.conftest import asking_from, with_failures
 
 APP = "https://app.example.com"
@@ -146,6 +146,19 @@ async def test_client_secrets_are_slowed_as_well_and_only_for_those_who_guess(ap
     async with asking_from(api.app, "198.51.100.1") as elsewhere:
         assert (await attempt(elsewhere, "orders", WRONG)).status_code == 401
     assert (await stranger.post("/revoke", data={"token": "x"})).status_code == 200, "without a secret"
+
+
+@pytest.mark.parametrize("route", CLIENTS)
+async def test_whoever_guesses_from_an_address_does_not_keep_out_the_services_beside_them(api, stranger, route):
+    """Their secrets cannot be guessed; a wrong one is slowed all the same."""
+    orders = await register(api, "orders", grants=["client_credentials", "password", "refresh_token"], first_party=True)
+    for number in range(ADDRESS.free + 1):
+        await by_token(stranger, f"nobody{number}", WRONG)
+    assert_throttled(await by_token(stranger, "somebody", WRONG), 1)
+    right = await CLIENTS[route](stranger, "orders", orders.secret)
+    assert right.status_code != 429
+    assert right.status_code == 200 or right.json()["error"] == "invalid_grant", "the client was let in"
+    assert_throttled(await CLIENTS[route](stranger, "orders", WRONG), 1)
 
 
 @pytest.mark.parametrize("route", LOGINS)

@@ -638,3 +638,11 @@ async def test_an_account_that_is_gone_by_now_is_not_changed(api):
             await registration.update(
                 db, uuid4(), username="nobody", change_email=False, email=None, by=TESTER, now=START
             )
+
+
+@pytest.mark.parametrize("change", [{}, {"username": "ALICE"}, {"email": None}])
+async def test_a_change_to_what_is_so_already_is_recorded_nowhere(api, alice, change):
+    """Nobody can bury the record under changes that are none."""
+    headers = bearer((await alice.log_in())["access_token"])
+    assert (await api.http.patch("/users/me", json=change, headers=headers)).status_code == 200
+    assert await api.scalar("SELECT count(*) FROM audit_events WHERE event = 'user.updated'") == 0

@@ -4,10 +4,11 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import redirect_stderr
 from io import StringIO
 from itertools import product
+from typing import Any
 
 import asyncpg
 import httpx2
@@ -782,3 +783,29 @@ async def test_a_row_that_the_database_refuses_is_not_written_to_the_log_instead
     text = "\n".join(log_lines())
     assert "CheckViolationError" in text
     assert re.findall(r"\$argon2|somebody\.private", text) == []
+
+
+@pytest.mark.parametrize("path", ["/token", "/revoke", "/introspect", "/users", "/login"])
+@pytest.mark.parametrize("length", [b"content-length", b"transfer-encoding"])
+async def test_half_a_body_is_none_and_no_failure_of_ours(api, path, length):
+    """Anybody can hang up; what had come by then must not be taken for all of it."""
+    form = path in ("/token", "/revoke", "/introspect")
+    media_type = b"application/x-www-form-urlencoded" if form else b"application/json"
+    headers = [(b"host", b"id.example.com"), (b"content-type", media_type), (b"origin", ISSUER.encode())]
+    headers.append((length, b"100" if length == b"content-length" else b"chunked"))
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    coming: list[MutableMapping[str, Any]] = [
+        {"type": "http.request", "body": b"grant_type=password&token=x" if form else b"{}", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return coming.pop(0) if coming else {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    await api.app(scope, receive, send)
+    assert [message["status"] for message in sent if "status" in message] == [400]
+    assert form is (b"not complete" in b"".join(message.get("body", b"") for message in sent))

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.conftest import ISSUER, PASSWORD, Account, Api, bearer
+from tests.conftest import ISSUER, PASSWORD, Account, Api, bearer, register
 from tests.web.answers import problem, seen
 
 COOKIE = "__Host-identity-refresh"
@@ -689,3 +689,13 @@ async def test_public_documents_are_readable_by_everyone_without_credentials(api
         for method in ("GET", "HEAD"):
             answer = await api.http.request(method, path, headers=headers)
             assert (answer.status_code, cors_of(answer)) == (200, {"access-control-allow-origin": "*"})
+
+
+async def test_a_cookie_made_of_another_clients_token_logs_that_client_out_of_nothing(api, alice):
+    """REV-2: its session ends at /revoke, for the client that proves itself."""
+    backend = await register(api, "backend", grants=["password", "refresh_token"], first_party=True)
+    form = {"grant_type": "password", "username": "alice", "password": PASSWORD}
+    tokens = (await backend.post("/token", **form)).json()
+    assert (await post(api, "/logout", {}, cookie=tokens["refresh_token"])).status_code == 204
+    refreshed = await backend.post("/token", grant_type="refresh_token", refresh_token=tokens["refresh_token"])
+    assert refreshed.status_code == 200
