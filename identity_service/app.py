@@ -24,7 +24,7 @@ from identity_service.accounts.roles import OfferedScopes
 from identity_service.audit import Actor, chain
 from identity_service.clients import own_tokens
 from identity_service.clients import store as clients
-from identity_service.database import open_database
+from identity_service.database import Connection, open_database
 from identity_service.errors import DatabaseUnavailable, HashingOverloaded
 from identity_service.metrics import Metrics
 from identity_service.revocation import CHANNEL
@@ -240,7 +240,12 @@ async def _partition(runtime: Runtime) -> None:
         if not await chain.add_partitions(db, now=now):
             log.warning("audit.partition_missing")
     if retention:
-        for name in await runtime.database.transact(lambda db: chain.drop_partitions(db, older_than=now - retention)):
+
+        async def drop(db: Connection) -> list[str]:
+            older_than = await chain.oldest_kept(db, retention, now=now)
+            return await chain.drop_partitions(db, older_than=older_than, by=Actor("service"), now=now)
+
+        for name in await runtime.database.transact(drop):
             log.info("audit.partition_dropped", extra={"partition": name})
 
 

@@ -102,6 +102,44 @@ def test_sessions_from_before_there_were_status_lists_get_an_index_of_their_own(
     assert asyncio.run(ask("SELECT pg_relation_filenode('sessions')")) == file
 
 
+def test_building_indexes_can_be_interrupted_and_run_again(new_database: Callable[[str], str]):
+    """It waits for whoever reads, as a backup does; when somebody ends it there, the next run begins anew."""
+
+    async def ask(sql: str) -> Any:
+        connection = await asyncpg.connect(url)
+        found = await connection.fetchval(sql)
+        await connection.close()
+        return found
+
+    async def interrupt() -> None:
+        backup = await asyncpg.connect(url)
+        snapshot = backup.transaction(isolation="repeatable_read")
+        await snapshot.start()
+        await backup.fetchval("SELECT count(*) FROM users")
+        program = [sys.executable, "-m", "identity_service", "migrate"]
+        run = await asyncio.create_subprocess_exec(*program, env={"DATABASE_URL": url}, stderr=subprocess.DEVNULL)
+        cancel = """
+            SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+             WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND wait_event_type = 'Lock'
+        """
+        for _ in range(200):
+            await asyncio.sleep(0.1)
+            if await ask(cancel):
+                break
+        assert await asyncio.wait_for(run.wait(), 20) != 0
+        await snapshot.rollback()
+        await backup.close()
+
+    url = new_database("interrupted")
+    upgrade(url, "0007")
+    asyncio.run(interrupt())
+    invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+    assert asyncio.run(ask(invalid)) == 1
+    upgrade(url)
+    assert asyncio.run(ask(invalid)) == 0
+    assert asyncio.run(ask("SELECT version_num FROM alembic_version")) == SCHEMA_HEAD
+
+
 def test_roles_that_users_had_before_roles_gave_scopes_exist_afterwards(new_database: Callable[[str], str]):
     """Nobody loses a role by the migration; `admin` is built in and not in the table."""
 

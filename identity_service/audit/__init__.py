@@ -48,6 +48,7 @@ class Event(StrEnum):
     CLIENT_DELETED = "client.deleted"
     CLIENT_LOGIN = "client.login"
     CLIENT_TOKEN_REVOKED = "client.token_revoked"  # noqa: S105
+    AUDIT_DROPPED = "audit.dropped"
     AUDIT_EXPORTED = "audit.exported"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"

@@ -8,11 +8,12 @@ place on; against them, keep what `verify` reports elsewhere and have it looked 
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from identity_service.audit import store
-from identity_service.audit.events import Chained, RecordedEvent
+from identity_service.audit import Actor, Event, record, store
+from identity_service.audit.events import Chained, ChainState, RecordedEvent
 from identity_service.database import Connection
 
 BATCH = 500
@@ -29,12 +30,14 @@ class Verification:
 
     Args:
         events: how many were looked at.
+        dropped: up to which position retention has dropped events; one of those can still be there.
         position, hash: the chain's end; keep them elsewhere, and ask later whether they are still part of it.
         unchained: events that should have a place in the chain by now and have none.
         problems: what is wrong, in words; the first twenty of it.
     """
 
     events: int
+    dropped: int
     position: int
     hash: bytes
     unchained: int
@@ -91,28 +94,40 @@ async def verify(db: Connection, *, now: datetime, expected: tuple[int, bytes] |
     state = await store.find_chain(db)
     problems: list[str] = []
     events = 0
-    position, previous = state.dropped_position, state.dropped_hash
-    found = None if expected is None or expected[0] > state.dropped_position else expected
+    position, previous = 0, bytes(32)
+    hashes = {state.dropped_position: state.dropped_hash}
     async for link in store.iterate_chained(db):
         events += 1
         if digest(link.event, link.previous_hash) != link.hash:
             problems.append(f"Event {link.event.id} at position {link.position} is not what was recorded.")
-        if expected == (link.position, link.hash):
-            found = expected
-        if link.position <= state.dropped_position:  # of a month that retention dropped, and left of another
-            continue
+        if position < state.dropped_position < link.position:  # the rest of what was dropped ends here
+            position, previous = state.dropped_position, state.dropped_hash
         if link.position != position + 1:
-            problems.append(f"After position {position} comes {link.position}: events are missing.")
+            if link.position > state.dropped_position:
+                problems.append(f"After position {position} comes {link.position}: events are missing.")
         elif link.previous_hash != previous:
             problems.append(f"The link from position {position} to {link.position} is broken.")
         position, previous = link.position, link.hash
-    if (position, previous) != (state.position, state.hash):
+        if expected is not None and expected[0] == position:
+            hashes[position] = previous
+    if (position, previous) != (state.position, state.hash) and state.position != state.dropped_position:
         problems.append(f"The chain should end at position {state.position} and ends at {position}.")
-    if found != expected:
-        assert expected is not None
-        problems.append(f"The hash expected at position {expected[0]} is not there.")
+    if 0 < state.position <= state.dropped_position:
+        problems.append("Where the dropped events end has been changed: the end of the chain is never dropped.")
+    problems += _unmet(expected, hashes, state)
     unchained = await store.count_unchained(db, before=now - OVERDUE)
-    return Verification(events, state.position, state.hash, unchained, tuple(problems[:_MOST_PROBLEMS]))
+    return Verification(
+        events, state.dropped_position, state.position, state.hash, unchained, tuple(problems[:_MOST_PROBLEMS])
+    )
+
+
+def _unmet(expected: tuple[int, bytes] | None, hashes: Mapping[int, bytes], state: ChainState) -> list[str]:
+    """Return what is wrong with the hash that was noted, if one was."""
+    if expected is None or hashes.get(expected[0]) == expected[1]:
+        return []
+    gone = expected[0] < state.dropped_position and expected[0] not in hashes
+    why = "was dropped by retention and cannot be compared" if gone else "is not the one expected"
+    return [f"The hash at position {expected[0]} {why}."]
 
 
 async def add_partitions(db: Connection, *, now: datetime) -> bool:
@@ -128,8 +143,19 @@ async def add_partitions(db: Connection, *, now: datetime) -> bool:
     return had
 
 
-async def drop_partitions(db: Connection, *, older_than: datetime) -> list[str]:
-    """Drop the partitions whose events are all older; return their names. Call within a transaction."""
+async def oldest_kept(db: Connection, retention: timedelta, *, now: datetime) -> datetime:
+    """Return from when on events are kept, by our clock or by the database's, whichever lets go of less.
+
+    One clock alone that was wrong for an hour would cost the whole record.
+    """
+    return min(now, await store.clock(db)) - retention
+
+
+async def drop_partitions(db: Connection, *, older_than: datetime, by: Actor, now: datetime) -> list[str]:
+    """Drop the partitions whose events are all older, and record each; return their names.
+
+    Call within a transaction. The one in which the chain ends stays, and one that is in use at the moment.
+    """
     dropped = []
     for name in await store.list_partitions(db):
         try:
@@ -138,6 +164,7 @@ async def drop_partitions(db: Connection, *, older_than: datetime) -> list[str]:
             continue
         if _next_month(start) <= older_than and await store.drop_partition(db, name):
             dropped.append(name)
+            await record(db, Event.AUDIT_DROPPED, None, by=by, now=now, details={"partition": name})
     return dropped
 
 

@@ -41,6 +41,7 @@ LIST_CHAINED = f"""
 IS_ANY_UNCHAINED = "SELECT EXISTS (SELECT FROM audit_events WHERE position IS NULL)"
 COUNT_UNCHAINED = "SELECT count(*) FROM audit_events WHERE position IS NULL AND occurred_at < $1"
 LIST_UNCHAINED = f"SELECT {_EVENT} FROM audit_events WHERE position IS NULL ORDER BY id LIMIT $1"
+CLOCK = "SELECT clock_timestamp()"
 FIND_CHAIN = "SELECT position, hash, dropped_position, dropped_hash FROM audit_chain"
 CLAIM_CHAIN = f"{FIND_CHAIN} FOR UPDATE SKIP LOCKED"
 LOCK_CHAIN = f"{FIND_CHAIN} FOR UPDATE"
@@ -178,22 +179,35 @@ async def add_partition(db: Connection, name: str, *, start: datetime, end: date
 
 
 async def drop_partition(db: Connection, name: str) -> bool:
-    """Drop a partition, remembering where the chain went on; return False while it has events outside of the chain.
+    """Drop a partition, remembering where the chain went on; return False when it has to stay for now.
 
     Call within a transaction.
 
     Args:
         name: one of `list_partitions`.
     """
-    await db.fetchrow(LOCK_CHAIN)
-    await db.execute("SET LOCAL lock_timeout = '500ms'")
+    chain = await db.fetchrow(LOCK_CHAIN)
+    assert chain is not None, "the migration makes the row"
     if await db.fetchval(f"SELECT EXISTS (SELECT FROM {name} WHERE position IS NULL)"):
         return False
     last = await db.fetchrow(f"SELECT position, hash FROM {name} ORDER BY position DESC LIMIT 1")
+    if last is not None and last["position"] == chain["position"]:
+        return False
+    try:
+        async with db.transaction():
+            await db.execute("SET LOCAL lock_timeout = '500ms'")
+            await db.execute(f"DROP TABLE {name}")
+    except asyncpg.LockNotAvailableError:
+        return False
     if last is not None:
         await db.execute(UPDATE_DROPPED, last["position"], last["hash"])
-    await db.execute(f"DROP TABLE {name}")
     return True
+
+
+async def clock(db: Connection) -> datetime:
+    """Return the time by the database's clock."""
+    time: datetime = await db.fetchval(CLOCK)
+    return time
 
 
 def _parameters(wanted: EventFilter) -> tuple[Any, ...]:

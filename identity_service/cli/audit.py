@@ -122,6 +122,8 @@ def _report(found: Verification) -> None:
         print(problem)
     if not found.problems:
         print(f"The chain is whole: {found.events} events.")
+    if found.dropped:
+        print(f"Retention has dropped events up to position {found.dropped}.")
     if found.unchained:
         print(f"{found.unchained} events are not in the chain yet; a running service links them.")
     print(f"It ends at {found.position}:{found.hash.hex()}")

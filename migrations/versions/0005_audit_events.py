@@ -52,6 +52,8 @@ def upgrade() -> None:
         $$
     """)
     op.execute("CREATE INDEX audit_events_subject_id_idx ON audit_events (subject_id, id)")
+    op.execute("CREATE INDEX audit_events_actor_id_idx ON audit_events (actor_id, id)")
+    op.execute("CREATE INDEX audit_events_event_idx ON audit_events (event, id)")
     op.execute("CREATE INDEX audit_events_position_idx ON audit_events (position)")
     op.execute("CREATE INDEX audit_events_unchained_idx ON audit_events (id) WHERE position IS NULL")
     # Where the chain ends, and where what was dropped ended. One row, locked by whoever lengthens the chain.

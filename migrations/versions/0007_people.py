@@ -1,4 +1,4 @@
-"""Where sessions began, who failed too often, resets of passwords, and the ways to look users up."""
+"""Where sessions began, who failed too often, and resets of passwords."""
 
 from alembic import op
 
@@ -28,24 +28,9 @@ def upgrade() -> None:
             expires_at   timestamptz NOT NULL
         )
     """)
-    # Without stopping sign-ups. Interrupted, it leaves indexes that are not valid, and can be run again.
-    with op.get_context().autocommit_block():
-        for name, definition in _INDEXES.items():
-            op.execute(f"DROP INDEX IF EXISTS {name}")
-            op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {definition}")
-
-
-_INDEXES = {
-    "users_username_prefix_idx": "users (username text_pattern_ops)",
-    "users_email_prefix_idx": "users (lower(email) text_pattern_ops)",
-    "users_administrators_idx": "users (id) WHERE 'admin' = ANY (roles)",
-    "sessions_client_id_idx": "sessions (client_id) WHERE client_id <> 'first-party'",
-}
 
 
 def downgrade() -> None:
-    for name in _INDEXES:
-        op.execute(f"DROP INDEX IF EXISTS {name}")
     op.execute("DROP TABLE password_resets")
     op.execute("DROP TABLE throttles")
     op.execute("ALTER TABLE sessions DROP COLUMN user_agent, DROP COLUMN address")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from identity_service import audit
 from identity_service.audit import Event, Subject, chain, store
-from identity_service.audit.events import RecordedEvent
+from identity_service.audit.events import Chained, RecordedEvent
 from identity_service.database import Database, StatementFailed, open_database
 from tests.conftest import START, TESTER
 
@@ -47,11 +47,20 @@ async def look(database: Database, **more) -> chain.Verification:
     return await database.transact(lambda db: chain.verify(db, now=START, **more))
 
 
-async def tamper(database: Database, sql: str) -> None:
+async def drop(database: Database, older_than: datetime, now: datetime) -> list[str]:
+    return await database.transact(lambda db: chain.drop_partitions(db, older_than=older_than, by=TESTER, now=now))
+
+
+async def value(database: Database, sql: str) -> Any:
+    async with database.connection() as db:
+        return await db.fetchval(sql)
+
+
+async def tamper(database: Database, sql: str, *arguments: Any) -> None:
     """Do what nobody but the owner of the database can."""
     async with database.connection() as db, db.transaction():
         await db.execute("SET LOCAL session_replication_role = replica")
-        await db.execute(sql)
+        await db.execute(sql, *arguments)
 
 
 async def test_what_was_written_is_linked_and_whole(database):
@@ -107,7 +116,7 @@ async def test_a_chain_written_anew_is_found_out_by_the_end_that_was_noted(datab
     await tamper(database, "UPDATE audit_chain SET position = 0, hash = dropped_hash")
     await link(database)
     assert (await look(database)).problems == ()
-    assert (await look(database, expected=expected)).problems == ("The hash expected at position 5 is not there.",)
+    assert (await look(database, expected=expected)).problems == ("The hash at position 5 is not the one expected.",)
 
 
 async def test_replicas_that_link_at_once_make_one_chain(database):
@@ -158,8 +167,7 @@ async def test_old_months_go_and_the_chain_goes_on_from_there(database):
         async with database.connection() as db:
             assert await chain.add_partitions(db, now=now)
         older_than = now - timedelta(days=60)
-        dropped: list[str] = await database.transact(lambda db: chain.drop_partitions(db, older_than=older_than))
-        return dropped
+        return await drop(database, older_than, now)
 
     first = datetime(2031, 1, 15, tzinfo=UTC)
     for days in (0, 31, 59):
@@ -168,11 +176,17 @@ async def test_old_months_go_and_the_chain_goes_on_from_there(database):
         await link(database)
     assert await tend(first + timedelta(days=74)) == [], "until then January is not over for long enough"
     noted = await look(database)
+    early = (5, await value(database, "SELECT hash FROM audit_events WHERE position = 5"))
+    assert (await look(database, expected=early)).problems == ()
     dropped = await tend(first + timedelta(days=110))
     assert [name for name in dropped if "2031" in name] == ["audit_events_2031_01", "audit_events_2031_02"]
     found = await look(database, expected=(noted.position, noted.hash))
-    assert (found.events, found.position, found.problems) == (3, 9, ())
-    await tamper(database, "DELETE FROM audit_events WHERE position = 7")
+    assert (found.events, found.dropped, found.position, found.problems) == (3, 8, 11, ())
+    (problem,) = (await look(database, expected=early)).problems
+    assert problem == "The hash at position 5 was dropped by retention and cannot be compared."
+    told = "SELECT array_agg(details->>'partition' ORDER BY id) FROM audit_events WHERE event = 'audit.dropped'"
+    assert (await value(database, told))[-2:] == ["audit_events_2031_01", "audit_events_2031_02"]
+    await tamper(database, "DELETE FROM audit_events WHERE position = 9")
     assert (await look(database)).problems
 
 
@@ -180,11 +194,16 @@ async def test_a_month_with_events_outside_of_the_chain_is_kept(database):
     then = datetime(2031, 1, 15, tzinfo=UTC)
     async with database.connection() as db:
         await chain.add_partitions(db, now=then)
-    await write(database, 1, now=then)
-    late = then + timedelta(days=400)
-    assert "audit_events_2031_01" not in await database.transact(lambda db: chain.drop_partitions(db, older_than=late))
+    late = datetime(2031, 2, 2, tzinfo=UTC)
+    await drop(database, then, then)  # empty months, whose going is an event
     await link(database)
-    assert "audit_events_2031_01" in await database.transact(lambda db: chain.drop_partitions(db, older_than=late))
+    await write(database, 1, now=then)
+    assert "audit_events_2031_01" not in await drop(database, late, late)
+    await link(database)
+    assert "audit_events_2031_01" not in await drop(database, late, late), "the chain ends in it"
+    await write(database, 1, now=late)
+    await link(database)
+    assert "audit_events_2031_01" in await drop(database, late, late)
 
 
 async def test_a_month_that_began_without_a_partition_is_not_lost(database):
@@ -224,3 +243,52 @@ async def test_nobody_can_insert_a_link_by_hand_without_showing(database):
     with pytest.raises(StatementFailed, match="append-only"):
         async with database.connection() as db:
             await db.execute("UPDATE audit_events SET position = position + 1")
+
+
+async def test_what_is_said_to_have_been_dropped_does_not_hide_what_was_rewritten(database):
+    """Whoever owns the database can say that retention dropped everything; the end that was noted says otherwise."""
+    await write(database, 22)
+    await link(database)
+    noted = await look(database)
+    await tamper(database, "DELETE FROM audit_events WHERE position = 7")
+    await tamper(database, "UPDATE audit_chain SET dropped_position = position, dropped_hash = hash")
+    assert "Where the dropped events end has been changed" in (await look(database)).problems[0]
+    await tamper(database, "UPDATE audit_events SET address = '203.0.113.1' WHERE position = 20")
+    rewritten = [link async for link in links(database)]
+    previous = bytes(32)
+    for event in rewritten:
+        own = chain.digest(event.event, previous)
+        sql = "UPDATE audit_events SET previous_hash = $1, hash = $2 WHERE id = $3"
+        await tamper(database, sql, previous, own, event.event.id)
+        previous = own
+    sql = "UPDATE audit_chain SET hash = $1, dropped_position = 10, dropped_hash = $2"
+    await tamper(database, sql, previous, bytes(32))
+    assert (await look(database, expected=(noted.position, noted.hash))).problems[-1] == (
+        "The hash at position 22 is not the one expected."
+    )
+
+
+async def links(database: Database) -> AsyncIterator[Chained]:
+    async with database.connection() as db, db.transaction():
+        async for link in store.iterate_chained(db):
+            yield link
+
+
+async def test_events_are_kept_by_the_clock_that_lets_go_of_less(database):
+    """A machine that resumed with a wrong clock must not cost the record."""
+    async with database.connection() as db:
+        year = timedelta(days=365)
+        ahead = await chain.oldest_kept(db, year, now=datetime(2099, 1, 1, tzinfo=UTC))
+        assert abs(ahead + year - datetime.now(UTC)) < timedelta(minutes=5)
+        behind = await chain.oldest_kept(db, year, now=datetime(2001, 1, 1, tzinfo=UTC))
+        assert behind == datetime(2001, 1, 1, tzinfo=UTC) - year
+
+
+async def test_a_month_that_is_in_use_is_dropped_another_time(database):
+    february = datetime(2031, 2, 2, tzinfo=UTC)
+    async with database.connection() as db:
+        await chain.add_partitions(db, now=datetime(2031, 1, 15, tzinfo=UTC))
+    async with database.connection() as reading, reading.transaction():
+        await reading.fetchval("SELECT count(*) FROM audit_events_2031_01")
+        assert "audit_events_2031_01" not in await drop(database, february, february)
+    assert "audit_events_2031_01" in await drop(database, february, february)
