@@ -70,10 +70,19 @@ def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
 
 
 def _change(rule: Callable[..., Awaitable[User]], username: str, role: str, *, end_sessions: bool) -> None:
-    name = registration.normalise_username(username)
-    user = _transact(lambda db: rule(db, name, role, end_sessions=end_sessions, by=operator(), now=utc_now()))
-    print(f"{user.username} has {', '.join(user.roles) or 'no roles'}.")
-    print("Their sessions have ended." if end_sessions else "Their sessions hear of it at the next refresh.")
+    async def unit(db: Connection) -> tuple[User, User]:
+        before = await registration.find_named(db, username)
+        name = before.username
+        return before, await rule(db, name, role, end_sessions=end_sessions, by=operator(), now=utc_now())
+
+    before, user = _transact(unit)
+    changed = before.roles != user.roles
+    already = "" if changed else "; nothing was changed"
+    print(f"{user.username} has {', '.join(user.roles) or 'no roles'}{already}.")
+    if end_sessions:
+        print("Their sessions have ended.")
+    elif changed:
+        print("Their sessions hear of it at the next refresh.")
 
 
 def _show(found: list[Role], *, as_json: bool, several: bool = True) -> None:

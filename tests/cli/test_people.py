@@ -43,6 +43,10 @@ def test_users_list_searches_and_goes_on(people: Command):
     assert listed.err == "identity-service: there are more; go on with --after alice\n"
     assert people("users", "list", "--search", "nobody").out == ""
     assert people("users", "list", "--limit", "0").code == 2
+    people("roles", "grant", "bob", "admin")
+    assert usernames(people, "--role", "admin") == ["bob"]
+    assert usernames(people, "--role", "admin", "--search", "alan") == []
+    assert people("users", "list", "--role", "amdin").code == 3
 
 
 def test_users_reset_password_prints_a_token_once(people: Command):
