@@ -40,9 +40,19 @@ def show(name: str, *, as_json: AsJson = False) -> None:
 
 
 @app.command("set")
-def set_scopes(name: str, *, scope: Scope, as_json: AsJson = False) -> None:
+def set_scopes(
+    name: str,
+    *,
+    scope: Scope,
+    end_sessions: Annotated[
+        bool, typer.Option("--end-sessions", help="Log everybody out who has it, so that it takes effect at once.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Replace the scopes that a role gives."""
-    role = _transact(lambda db: roles.set_scopes(db, name, scope=scope, by=operator(), now=utc_now()))
+    role = _transact(
+        lambda db: roles.set_scopes(db, name, scope=scope, end_sessions=end_sessions, by=operator(), now=utc_now())
+    )
     _show([role], as_json=as_json, several=False)
 
 

@@ -96,6 +96,17 @@ def test_sessions_are_listed_and_ended(people: Command, environment, database_ur
     assert json.loads(people("sessions", "list", "alice", "--json").out) == []
 
 
+def test_a_role_that_changes_can_end_the_sessions_of_who_has_it(people: Command, environment, database_url):
+    people("roles", "create", "clerk", "--scope", "a")
+    people("roles", "grant", "alice", "clerk")
+    for username in ("alice", "bob"):
+        asyncio.run(begin_session(database_url, username))
+    for more, left in (((), 1), (("--end-sessions",), 0)):
+        assert people("roles", "set", "clerk", "--scope", "b", *more).out == "clerk  b\n"
+        assert len(json.loads(people("sessions", "list", "alice", "--json").out)) == left
+    assert len(json.loads(people("sessions", "list", "bob", "--json").out)) == 1
+
+
 @pytest.mark.parametrize(
     "arguments", [("revoke", "x"), ("revoke", str(uuid4())), ("list", "nobody"), ("revoke-all", "nobody")]
 )
