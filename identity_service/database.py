@@ -47,6 +47,11 @@ _AWAY = (
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
 
+def lacks_schema(error: DatabaseUnavailable) -> bool:
+    """Return whether a database that answers does not have the tables and columns of this release."""
+    return isinstance(error.__cause__, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
+
+
 def normalise_url(url: str) -> str:
     """Accept the spellings that SQLAlchemy users have in their environment (`postgresql+asyncpg://`)."""
     scheme, separator, rest = url.partition("://")

@@ -69,6 +69,12 @@ def postgres(directory: Path, *, options: Sequence[str] = ()) -> Iterator[Embedd
             os.close(users)
 
 
+def is_made(directory: Path) -> bool:
+    """Return whether `postgres` made a server for this folder before. Makes and starts nothing."""
+    directory = directory.absolute()
+    return directory.parent.exists() and (_Server.place(directory) / "PG_VERSION").exists()
+
+
 @dataclass(frozen=True, slots=True)
 class _Server:
     data: Path
@@ -79,17 +85,22 @@ class _Server:
     @classmethod
     def at(cls, directory: Path) -> "_Server":
         binaries = _find_binaries()
+        directory.parent.mkdir(parents=True, exist_ok=True)
         if os.geteuid() != 0:
-            directory.parent.mkdir(parents=True, exist_ok=True)
             return cls(directory, binaries, None, "")
         note = ""
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        if not _open_to_all(directory.parent):
-            asked, directory = directory, _private_place("data", directory)
-            note = f"{asked} cannot be reached by the user '{UNPRIVILEGED}', as whom Postgres runs; using {directory}."
+        if (place := cls.place(directory)) != directory:
+            note = f"{directory} cannot be reached by the user '{UNPRIVILEGED}', as whom Postgres runs; using {place}."
         if not _open_to_all(binaries):
             binaries = _copied(binaries)
-        return cls(directory, binaries, UNPRIVILEGED, note)
+        return cls(place, binaries, UNPRIVILEGED, note)
+
+    @classmethod
+    def place(cls, directory: Path) -> Path:
+        """Return where the data of a folder is: elsewhere when Postgres, which root starts, cannot reach it."""
+        if os.geteuid() != 0 or _open_to_all(directory.parent):
+            return directory
+        return _private_place("data", directory)
 
     def lock_path(self, suffix: str) -> Path:
         return self.data.with_name(self.data.name + suffix)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,9 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client import Counter, Gauge, Histogram
 
+from identity_service import throttling
+from identity_service.audit import Event
+from identity_service.cli import EXIT_CODES
 from identity_service.metrics import Metrics
 from identity_service.verifier import TokenRejected, Verifier, VerifierStatus
 from identity_service.verifier.rejection import Reason
@@ -451,7 +455,31 @@ def test_links_lead_somewhere(path: str) -> None:
     assert missing == []
 
 
+# The audit
+
+
+def test_every_event_is_listed() -> None:
+    guide = (ROOT / "docs/guides/audit.md").read_text()
+    listed = [name for _, names in rows(guide, "Events") for name in re.findall(r"`([\w.]+)`", names)]
+    assert sorted(listed) == sorted(Event)
+
+
 # Administering
+
+
+def test_every_exit_code_is_explained() -> None:
+    guide = (ROOT / "docs/guides/administer.md").read_text()
+    assert [int(code) for code, _ in rows(guide, "Exit codes")] == sorted({0, 1, *EXIT_CODES.values()})
+
+
+def test_what_is_said_of_a_locked_account_is_the_rule() -> None:
+    text = section((ROOT / "docs/guides/administer.md").read_text(), "Locked out")
+    words = ("Five wrong", "sixth", "one\nsecond", "fifteen minutes", "hundredth on a day")
+    assert [word for word in words if word not in text] == []
+    rule = throttling.ACCOUNT
+    delays = [rule.delay(failures) for failures in (5, 6, 7, 99, 100)]
+    assert delays == [timedelta(seconds=seconds) for seconds in (0, 1, 2, 900, 86400)]
+
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the guides use curl")
 

@@ -36,7 +36,7 @@ def normalise_username(unverified_username: str) -> str:
     refused: its twin could be somebody else's.
 
     Raises:
-        UsernameRejected: characters that a username cannot have, or too long.
+        UsernameRejected: characters that a username cannot have, too long, or a UUID.
     """
     if len(unverified_username) > USERNAME_MAX_LENGTH:
         raise UsernameRejected(f"The username must have at most {USERNAME_MAX_LENGTH} characters.")
@@ -50,7 +50,18 @@ def normalise_username(unverified_username: str) -> str:
         raise UsernameRejected(f"The username must have at most {USERNAME_MAX_LENGTH} characters.")
     if unicodedata.normalize("NFC", username.upper().lower()) != username or _INVISIBLE.search(username):
         raise UsernameRejected("The username has a letter that can be mistaken for another when its case changes.")
+    if read_id(username) is not None:
+        raise UsernameRejected("The username must not be a UUID: it could be taken for another account's id.")
     return username
+
+
+def read_id(unverified_id: str) -> UUID | None:
+    """Return the UUID that is written here in its one spelling, None when there is none."""
+    try:
+        found = UUID(unverified_id)
+    except ValueError:
+        return None
+    return found if str(found) == unverified_id.lower() else None
 
 
 def normalise_email(unverified_email: str) -> str:
@@ -109,28 +120,35 @@ async def find(db: Connection, user_id: UUID) -> User:
     return user
 
 
-async def find_named(db: Connection, unverified_username: str) -> User:
-    """Return the account of this username, however it is spelt.
+async def find_named(db: Connection, unverified_name: str) -> User:
+    """Return the account of this username, however it is spelt, or of this id. No username looks like an id.
 
     Raises:
-        UserNotFound: there is none.
-        UsernameRejected: nobody can have this username.
+        UserNotFound: there is none; the detail has what was looked for.
     """
-    user = await store.find(db, normalise_username(unverified_username))
+    user_id = read_id(unverified_name)
+    try:
+        if user_id is not None:
+            user = await store.find_by_id(db, user_id)
+        else:
+            user = await store.find(db, normalise_username(unverified_name))
+    except UsernameRejected:  # nobody can have it
+        user = None
     if user is None:
-        raise UserNotFound
+        raise UserNotFound(detail=unverified_name)
     return user
 
 
-async def search(db: Connection, prefix: str, *, after: str | None, limit: int) -> list[User]:
+async def search(db: Connection, prefix: str, *, role: str | None = None, after: str | None, limit: int) -> list[User]:
     """Return the users, in the order of their usernames, whose username or e-mail address begins like this.
 
     Args:
         prefix: empty for everybody.
+        role: only those who have it.
         after: the username that the page before ended with.
     """
     prefix = unicodedata.normalize("NFC", prefix.lower())
-    return await store.list_users(db, prefix=prefix, after=after, limit=limit)
+    return await store.list_users(db, prefix=prefix, role=role, after=after, limit=limit)
 
 
 async def register(
@@ -228,31 +246,31 @@ async def change_password(
 
 
 async def disable(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> User:
-    """Shut an account and end its sessions. Call within a transaction.
+    """Shut an account and end its sessions; one that is shut stays as it is. Call within a transaction.
 
     Raises:
         UserNotFound: the account is gone.
         LastAdministrator: nobody could administer the service any more.
     """
     async with keep_an_administrator(db):
-        user = await store.set_disabled(db, user_id, disabled_at=now)
-        if user is None:
-            raise UserNotFound
+        user = await store.disable(db, user_id, now=now)
     await store.delete_reset(db, user_id)
+    if user is None:
+        return await find(db, user_id)
     await audit.record(db, Event.USER_DISABLED, Subject("user", str(user.id)), by=by, now=now)
     await lifecycle.end_all(db, user.id, reason=Reason.DISABLED, by=by, now=now)
     return user
 
 
 async def enable(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> User:
-    """Open an account again; its old sessions stay ended. Call within a transaction.
+    """Open an account again; its old sessions stay ended. One that is open stays as it is. Call within a transaction.
 
     Raises:
         UserNotFound: the account is gone.
     """
-    user = await store.set_disabled(db, user_id, disabled_at=None)
+    user = await store.enable(db, user_id)
     if user is None:
-        raise UserNotFound
+        return await find(db, user_id)
     await store.delete_reset(db, user_id)  # one that was started in the meantime
     await audit.record(db, Event.USER_ENABLED, Subject("user", str(user.id)), by=by, now=now)
     return user

@@ -146,7 +146,7 @@ async def keep(db: Connection, unverified_names: Sequence[str]) -> None:
 async def grant(
     db: Connection, username: str, unverified_role: str, *, end_sessions: bool, by: Actor, now: datetime
 ) -> User:
-    """Give a user a role; who has it already keeps it. Call within a transaction.
+    """Give a user a role; who has it already keeps it, and nothing is recorded. Call within a transaction.
 
     Args:
         username: normalised.
@@ -156,8 +156,9 @@ async def grant(
         RoleNotFound, UserNotFound: there is none of this name.
     """
     await keep(db, [unverified_role])
-    user = await store.add_role(db, username, unverified_role)
-    return await _changed(db, user, end_sessions=end_sessions, by=by, now=now)
+    changed = await store.add_role(db, username, unverified_role)
+    user = changed or await store.find(db, username)
+    return await _given(db, user, changed=changed is not None, end_sessions=end_sessions, by=by, now=now)
 
 
 async def revoke(
@@ -180,8 +181,9 @@ async def revoke(
     if holder is None or unverified_role not in holder.roles:
         await find(db, unverified_role)
     async with keep_an_administrator(db):
-        user = await store.remove_role(db, username, unverified_role)
-    return await _changed(db, user, end_sessions=end_sessions, by=by, now=now)
+        changed = await store.remove_role(db, username, unverified_role)
+    user = changed or await store.find(db, username)
+    return await _given(db, user, changed=changed is not None, end_sessions=end_sessions, by=by, now=now)
 
 
 async def replace(
@@ -200,8 +202,9 @@ async def replace(
     names = tuple(dict.fromkeys(unverified_roles))
     await keep(db, names)
     async with keep_an_administrator(db):
-        user = await store.set_roles(db, user_id, names)
-    return await _changed(db, user, end_sessions=end_sessions, by=by, now=now)
+        changed = await store.set_roles(db, user_id, names)
+    user = changed or await store.find_by_id(db, user_id)
+    return await _given(db, user, changed=changed is not None, end_sessions=end_sessions, by=by, now=now)
 
 
 @asynccontextmanager
@@ -250,11 +253,14 @@ def _scopes_of_role(scope: str) -> tuple[str, ...]:
         raise RoleRejected(error.text) from None
 
 
-async def _changed(db: Connection, user: User | None, *, end_sessions: bool, by: Actor, now: datetime) -> User:
+async def _given(
+    db: Connection, user: User | None, *, changed: bool, end_sessions: bool, by: Actor, now: datetime
+) -> User:
     if user is None:
         raise UserNotFound
-    details = {"roles": list(user.roles)}
-    await audit.record(db, Event.USER_ROLES_CHANGED, Subject("user", str(user.id)), by=by, now=now, details=details)
+    if changed:
+        details = {"roles": list(user.roles)}
+        await audit.record(db, Event.USER_ROLES_CHANGED, Subject("user", str(user.id)), by=by, now=now, details=details)
     if end_sessions:
         await lifecycle.end_all(db, user.id, reason=Reason.ROLES_CHANGED, by=by, now=now)
     return user

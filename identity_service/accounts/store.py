@@ -27,10 +27,15 @@ INSERT = f"""
 """
 FIND = f"SELECT {_USER} FROM users AS u WHERE u.username = $1"
 FIND_BY_ID = f"SELECT {_USER} FROM users AS u WHERE u.id = $1"
-LIST = f"SELECT {_USER} FROM users AS u WHERE $1::text IS NULL OR u.username > $1 ORDER BY u.username LIMIT $2"
+LIST = f"""
+    SELECT {_USER} FROM users AS u
+     WHERE ($1::text IS NULL OR u.username > $1) AND ($3::text IS NULL OR $3 = ANY (u.roles))
+     ORDER BY u.username LIMIT $2
+"""
 SEARCH = f"""
     SELECT {_USER} FROM users AS u
-     WHERE ($1::text IS NULL OR u.username > $1) AND (u.username LIKE $3 OR lower(u.email) LIKE $3)
+     WHERE ($1::text IS NULL OR u.username > $1) AND ($3::text IS NULL OR $3 = ANY (u.roles))
+       AND (u.username LIKE $4 OR lower(u.email) LIKE $4)
      ORDER BY u.username LIMIT $2
 """
 FIND_CREDENTIALS = f"SELECT {_CREDENTIALS} FROM users AS u WHERE u.username = $1"
@@ -55,7 +60,8 @@ UPDATE_PASSWORD = """
     UPDATE users SET password_hash = $2, password_changed_at = $4
      WHERE id = $1 AND password_changed_at = $3 AND disabled_at IS NULL
 """
-SET_DISABLED = f"UPDATE users AS u SET disabled_at = $2 WHERE u.id = $1 RETURNING {_USER}"
+DISABLE = f"UPDATE users AS u SET disabled_at = $2 WHERE u.id = $1 AND u.disabled_at IS NULL RETURNING {_USER}"
+ENABLE = f"UPDATE users AS u SET disabled_at = NULL WHERE u.id = $1 AND u.disabled_at IS NOT NULL RETURNING {_USER}"
 LOCK = "SELECT id FROM users WHERE id = $1 FOR UPDATE"
 # Not their rows: who waits for one that stops being an administrator's keeps it locked all the same, and two such wait
 # for each other.
@@ -65,12 +71,16 @@ COUNT_ADMINISTRATORS = """
 """
 DELETE = "DELETE FROM users WHERE id = $1"
 ADD_ROLE = f"""
-    UPDATE users AS u SET roles = CASE WHEN $2 = ANY(u.roles) THEN u.roles ELSE array_append(u.roles, $2) END
-     WHERE u.username = $1
+    UPDATE users AS u SET roles = array_append(u.roles, $2)
+     WHERE u.username = $1 AND NOT $2 = ANY (u.roles)
     RETURNING {_USER}
 """
-REMOVE_ROLE = f"UPDATE users AS u SET roles = array_remove(u.roles, $2) WHERE u.username = $1 RETURNING {_USER}"
-SET_ROLES = f"UPDATE users AS u SET roles = $2 WHERE u.id = $1 RETURNING {_USER}"
+REMOVE_ROLE = f"""
+    UPDATE users AS u SET roles = array_remove(u.roles, $2)
+     WHERE u.username = $1 AND $2 = ANY (u.roles)
+    RETURNING {_USER}
+"""
+SET_ROLES = f"UPDATE users AS u SET roles = $2 WHERE u.id = $1 AND u.roles <> $2 RETURNING {_USER}"
 # Some of the hashes that are not of today's kind: all of them in a small table, a few thousand of a large one.
 SAMPLE_HASHES = """
     SELECT password_hash FROM users
@@ -197,16 +207,17 @@ async def find_by_id(db: Connection, user_id: UUID) -> User | None:
     return _user(row) if row is not None else None
 
 
-async def list_users(db: Connection, *, prefix: str, after: str | None, limit: int) -> list[User]:
+async def list_users(db: Connection, *, prefix: str, role: str | None, after: str | None, limit: int) -> list[User]:
     """Return users by username.
 
     Args:
         prefix: of the username or of the e-mail address, in lower case; empty for everybody.
+        role: one that they have; None for everybody.
         after: the username that the page before ended with.
     """
     if not prefix:
-        return [_user(row) for row in await db.fetch(LIST, after, limit)]
-    return [_user(row) for row in await db.fetch(SEARCH, after, limit, _LIKE.sub(r"\\\g<0>", prefix) + "%")]
+        return [_user(row) for row in await db.fetch(LIST, after, limit, role)]
+    return [_user(row) for row in await db.fetch(SEARCH, after, limit, role, _LIKE.sub(r"\\\g<0>", prefix) + "%")]
 
 
 async def find_credentials(db: Connection, username: str) -> Credentials | None:
@@ -252,8 +263,15 @@ async def update_password(
     return await db.execute(UPDATE_PASSWORD, user_id, password_hash, proved_at, now) == "UPDATE 1"
 
 
-async def set_disabled(db: Connection, user_id: UUID, *, disabled_at: datetime | None) -> User | None:
-    row = await db.fetchrow(SET_DISABLED, user_id, disabled_at)
+async def disable(db: Connection, user_id: UUID, *, now: datetime) -> User | None:
+    """Shut an account; return None when there is none, or it is shut already."""
+    row = await db.fetchrow(DISABLE, user_id, now)
+    return _user(row) if row is not None else None
+
+
+async def enable(db: Connection, user_id: UUID) -> User | None:
+    """Open an account; return None when there is none, or it is open already."""
+    row = await db.fetchrow(ENABLE, user_id)
     return _user(row) if row is not None else None
 
 
@@ -278,16 +296,19 @@ async def delete(db: Connection, user_id: UUID) -> None:
 
 
 async def add_role(db: Connection, username: str, role: str) -> User | None:
+    """Give a user a role; return None when there is no such user, or they have it already."""
     row = await db.fetchrow(ADD_ROLE, username, role)
     return _user(row) if row is not None else None
 
 
 async def remove_role(db: Connection, username: str, role: str) -> User | None:
+    """Take a role from a user; return None when there is no such user, or they do not have it."""
     row = await db.fetchrow(REMOVE_ROLE, username, role)
     return _user(row) if row is not None else None
 
 
 async def set_roles(db: Connection, user_id: UUID, roles: Sequence[str]) -> User | None:
+    """Give a user exactly these roles; return None when there is no such user, or they have them already."""
     row = await db.fetchrow(SET_ROLES, user_id, list(roles))
     return _user(row) if row is not None else None
 

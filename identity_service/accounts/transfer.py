@@ -201,7 +201,7 @@ def _members(line: bytes) -> dict[str, Any]:
     if "password" in unverified:
         raise LineRejected("Passwords are not imported, only their hashes: password_hash.")
     if unknown := unverified.keys() - set(MEMBERS):
-        raise LineRejected(f"It has {len(unknown)} members that are not among {', '.join(MEMBERS)}.")
+        raise LineRejected(f"Members that are not among {', '.join(MEMBERS)}: {len(unknown)}.")
     return unverified
 
 

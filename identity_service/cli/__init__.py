@@ -7,6 +7,8 @@ Reading commands take `--json`; diagnostics go to standard error. Exit codes: 0 
 import sys
 from datetime import datetime
 from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -38,9 +40,7 @@ NOUNS = ("keys", "users", "roles", "clients", "sessions", "audit", "config")
 
 def assemble(typed: str) -> typer.Typer:
     """Return the command line. Only what was typed is imported: a health check must not cost a whole service."""
-    app = typer.Typer(
-        no_args_is_help=True, pretty_exceptions_enable=False, help="Users, passwords, sessions and tokens."
-    )
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     known = (*COMMANDS, *NOUNS)
     for name in (typed,) if typed in known else known:
         module = import_module(f"identity_service.cli.{name}")
@@ -48,9 +48,23 @@ def assemble(typed: str) -> typer.Typer:
             app.command(name)(getattr(module, name))
         else:
             app.add_typer(module.app, name=name)
-    if typed in COMMANDS:
-        app.callback()(lambda: None)  # one command alone would otherwise not want its name
+    app.callback()(_top)  # without it, one command alone would not want its name
     return app
+
+
+def _print_version(*, asked: bool) -> None:
+    if asked:
+        print(version("identity-service"))
+        raise typer.Exit
+
+
+def _top(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Users, passwords, sessions and tokens."""
 
 
 def run(*, started_at: datetime) -> None:

@@ -3,7 +3,8 @@
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from identity_service.accounts import roles
 from identity_service.cli.environment import load_settings, operator, print_json, with_database
 from identity_service.clients import FIRST_PARTY, Client, registration
 from identity_service.database import Connection, Database
-from identity_service.errors import ClientNotFound, ConfigurationError, RoleNotFound
+from identity_service.errors import ClientNotFound, ConfigurationError, IdentityError, RoleNotFound, Unavailable
 from identity_service.settings import Settings
 from identity_service.shell import client_secret, utc_now
 
@@ -45,11 +46,13 @@ class Wanted:
 class Plan:
     """What was changed, in the order of the file, and the secrets that were made on the way."""
 
-    changes: list[dict[str, str]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
     client_secrets: dict[str, str] = field(default_factory=dict)
 
-    def note(self, action: str, kind: str, name: str) -> None:
-        self.changes.append({"action": action, "kind": kind, "name": name})
+    def note(self, action: str, kind: str, name: str, **members: tuple[Any, Any]) -> None:
+        """Note a change; of an update also the members that differ, each as it was and as it is."""
+        differing = {member: {"from": old, "to": new} for member, (old, new) in members.items() if old != new}
+        self.changes.append({"action": action, "kind": kind, "name": name, "members": differing})
 
 
 class _DryRun(Exception):
@@ -135,8 +138,10 @@ def _client(table: "_Table", folder: Path) -> WantedClient:
 def _secret(table: "_Table", file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{table.place}.secret_file cannot be read ({type(error).__name__}).") from None
+    except OSError as error:
+        raise ConfigurationError(f"{table.place}.secret_file: {file} cannot be read ({error.strerror}).") from None
+    except ValueError:
+        raise ConfigurationError(f"{table.place}.secret_file: {file} is not text in UTF-8.") from None
 
 
 class _Table:
@@ -173,19 +178,34 @@ async def _match(
     db: Connection, wanted: Wanted, plan: Plan, settings: Settings, *, prune: bool, overlap: timedelta
 ) -> None:
     for name, scope in wanted.roles.items():
-        await _match_role(db, name, scope, plan)
+        with _naming(f"roles.{name}"):
+            await _match_role(db, name, scope, plan)
     for client_id, client in wanted.clients.items():
-        await _match_client(db, client_id, client, plan, settings, overlap=overlap)
+        with _naming(f"clients.{client_id}"):
+            await _match_client(db, client_id, client, plan, settings, overlap=overlap)
     if not prune:
         return
     for role in await roles.list_all(db):
         if role.created_at is not None and role.name not in wanted.roles:
-            await roles.delete(db, role.name, by=operator(), now=utc_now())
+            with _naming(f"roles.{role.name}"):
+                await roles.delete(db, role.name, by=operator(), now=utc_now())
             plan.note("delete", "role", role.name)
     for registered in await registration.list_all(db):
         if registered != FIRST_PARTY and registered.client_id not in wanted.clients:
             await registration.delete(db, registered.client_id, by=operator(), now=utc_now())
             plan.note("delete", "client", registered.client_id)
+
+
+@contextmanager
+def _naming(entry: str) -> Iterator[None]:
+    """Say of which entry a rule speaks when it refuses one."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except IdentityError as error:
+        error.text = f"{entry}: {error.text}"
+        raise
 
 
 async def _match_role(db: Connection, name: str, scope: str, plan: Plan) -> None:
@@ -197,7 +217,7 @@ async def _match_role(db: Connection, name: str, scope: str, plan: Plan) -> None
         return
     if set(role.scopes) != set(scope.split()):
         await roles.set_scopes(db, name, scope=scope, by=operator(), now=utc_now())
-        plan.note("update", "role", name)
+        plan.note("update", "role", name, scopes=(" ".join(role.scopes), " ".join(sorted(scope.split()))))
 
 
 async def _match_client(
@@ -223,12 +243,18 @@ async def _match_client(
         plan.note("create", "client", client_id)
     else:
         if before.first_party != wanted.first_party and before != FIRST_PARTY:
-            raise ConfigurationError(
-                f"clients.{client_id}.first_party cannot change; delete the client first, or name another."
-            )
+            raise ConfigurationError("first_party cannot change; delete the client first, or name another.")
         client = await registration.update(db, client_id, change_access_lifetime=True, **facts)
         if client != before:
-            plan.note("update", "client", client_id)
+            plan.note(
+                "update",
+                "client",
+                client_id,
+                grants=(" ".join(before.grants), " ".join(client.grants)),
+                scopes=(" ".join(before.scopes), " ".join(client.scopes)),
+                audience=(" ".join(before.audience), " ".join(client.audience)),
+                access_lifetime=(_seconds(before.access_lifetime), _seconds(client.access_lifetime)),
+            )
         client = await _match_secret(db, client, wanted.secret, plan, overlap=overlap)
     await _match_disabled(db, client, plan, disabled=wanted.disabled)
 
@@ -254,12 +280,18 @@ async def _match_disabled(db: Connection, client: Client, plan: Plan, *, disable
     plan.note("disable" if disabled else "enable", "client", client.client_id)
 
 
+def _seconds(lifetime: timedelta | None) -> int | None:
+    return int(lifetime.total_seconds()) if lifetime is not None else None
+
+
 def _show(plan: Plan, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({"dry_run": dry_run, "changes": plan.changes, "client_secrets": plan.client_secrets})
         return
     for change in plan.changes:
         print(f"{change['action']:13} {change['kind']} {change['name']}")
+        for member, values in change["members"].items():
+            print(f"{'':13} {member}: {values['from'] or '-'} -> {values['to'] or '-'}")
     for client_id, secret in plan.client_secrets.items():
         print(f"client_secret of {client_id}, shown only now: {secret}")
     if not plan.changes:

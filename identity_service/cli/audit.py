@@ -14,14 +14,13 @@ import typer
 
 from identity_service import audit
 from identity_service.accounts import registration
-from identity_service.accounts import store as accounts
 from identity_service.audit import Event, chain
 from identity_service.audit import store as events
 from identity_service.audit.chain import Verification
 from identity_service.audit.events import EventFilter, RecordedEvent
-from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.cli.environment import counted, load_settings, operator, print_json, with_database
 from identity_service.database import Connection, Database
-from identity_service.errors import ConfigurationError, IdentityError, UserNotFound
+from identity_service.errors import ConfigurationError
 from identity_service.shell import utc_now
 
 app = typer.Typer(no_args_is_help=True, help="What happened.")
@@ -39,15 +38,31 @@ def tail(
     *,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the newest events.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C.")] = False,
-    event: Annotated[str | None, typer.Option(help="Only events of this name, such as user.login.")] = None,
-    username: Annotated[str | None, typer.Option("--user", help="Only what was done to this user.")] = None,
+    event: Annotated[
+        Event | None, typer.Option(help="Only events of this name, such as user.login.", show_choices=False)
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Only what was done to this user: a username, or the id of anybody ever.")
+    ] = None,
+    actor: Annotated[
+        str | None,
+        typer.Option(help="Only what was done by this: a user's or client's id, or an operator's account."),
+    ] = None,
+    since: Moment = None,
+    until: Moment = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the newest events, the newest last."""
 
     async def work(db: Database, _: Any) -> None:
         async with db.connection() as connection:
-            wanted = EventFilter(event=event, subject_id=await _user_id(connection, username))
+            wanted = EventFilter(
+                event=event,
+                subject_id=await _user_id(connection, user) if user is not None else None,
+                actor_id=actor,
+                since=_utc(since),
+                until=_utc(until),
+            )
             latest = await audit.list_events(connection, wanted, limit=max(lines, _LOOK_BACK))
         found = latest[:lines][::-1]
         if not follow:
@@ -95,7 +110,7 @@ def export(
         out.flush()
         if out is not sys.stdout:
             out.close()
-    print(f"{count} events.", file=sys.stderr)
+    print(f"{counted(count, 'event')}.", file=sys.stderr)
 
 
 @app.command()
@@ -121,11 +136,11 @@ def _report(found: Verification) -> None:
     for problem in found.problems:
         print(problem)
     if not found.problems:
-        print(f"The chain is whole: {found.events} events.")
+        print(f"The chain is whole: {counted(found.events, 'event')}.")
     if found.dropped:
         print(f"Retention has dropped events up to position {found.dropped}.")
     if found.unchained:
-        print(f"{found.unchained} events are not in the chain yet; a running service links them.")
+        print(f"Not in the chain yet: {counted(found.unchained, 'event')}; a running service links them.")
     print(f"It ends at {found.position}:{found.hash.hex()}")
 
 
@@ -139,13 +154,10 @@ def _within_one_moment(unit: Callable[[Connection], Awaitable[T]]) -> T:
     return with_database(load_settings(), work)
 
 
-async def _user_id(db: Connection, username: str | None) -> str | None:
-    if username is None:
-        return None
-    user = await accounts.find(db, registration.normalise_username(username))
-    if user is None:
-        raise UserNotFound
-    return str(user.id)
+async def _user_id(db: Connection, unverified_name: str) -> str:
+    """Return an id as it is, since its user may be deleted, or the id of whoever has this username."""
+    user_id = registration.read_id(unverified_name)
+    return str(user_id or (await registration.find_named(db, unverified_name)).id)
 
 
 def _position_and_hash(text: str) -> tuple[int, bytes]:
@@ -162,7 +174,7 @@ def _new_file(path: Path) -> IO[str]:
     except FileExistsError:
         raise ConfigurationError(f"{path} exists already; name a new file.") from None
     except OSError as error:
-        raise IdentityError(f"{path} cannot be written ({error.strerror}).") from None
+        raise ConfigurationError(f"{path} cannot be written ({error.strerror}).") from None
 
 
 def _utc(moment: datetime | None) -> datetime | None:
@@ -193,5 +205,6 @@ def _show_one(recorded: RecordedEvent, *, as_json: bool) -> None:
     outcome = "" if recorded.outcome == "success" else f" {recorded.outcome.upper()}"
     reason = f" ({recorded.reason})" if recorded.reason else ""
     where = f" from {recorded.address}" if recorded.address else ""
+    details = f" {json.dumps(recorded.details, separators=(',', ':'), ensure_ascii=False)}" if recorded.details else ""
     at = recorded.occurred_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    print(f"{at}  {recorded.event:28}{outcome}{reason}  {who}{whom}{where}", flush=True)
+    print(f"{at}  {recorded.event:28}{outcome}{reason}  {who}{whom}{where}{details}", flush=True)

@@ -9,6 +9,7 @@ import typer
 from identity_service.cli.environment import load_settings, operator, print_json, with_database
 from identity_service.clients import Client, registration
 from identity_service.database import Connection
+from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
 from identity_service.shell import client_secret, utc_now
 
@@ -46,12 +47,14 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Register a client and print its secret, which is shown this once."""
+    if not grant:
+        raise ConfigurationError("The grants are missing; pass --grant, for a service --grant client_credentials.")
     secret = client_secret()
     client = _transact(
         lambda db, settings: registration.create(
             db,
             client_id,
-            grants=grant or (),
+            grants=grant,
             scope=scope or "",
             audience=audience or (),
             first_party=first_party,
@@ -180,7 +183,7 @@ def _facts(client: Client) -> dict[str, Any]:
         "scopes": list(client.scopes),
         "audience": list(client.audience),
         "first_party": client.first_party,
-        "public": client.public,
+        "built_in": client.created_at is None,
         "access_lifetime": int(client.access_lifetime.total_seconds()) if client.access_lifetime is not None else None,
         **moments,
     }

@@ -24,10 +24,15 @@ def show(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     if as_json:
         print_json(rows)
         return
+    names, values = max(map(len, rows)), max(len(_text(row["value"])) for row in rows.values())
     for variable, row in rows.items():
-        print(f"{variable:32} {row['value']!s:40} {row['from']}")
+        print(f"{variable:{names}}  {_text(row['value']):{values}}  {row['from']}")
     for warning in loaded.warnings:
         print(f"warning: {warning}")
+
+
+def _text(value: Any) -> str:
+    return "-" if value in (None, "") else str(value)
 
 
 def _shown(name: str, settings: configuration.Settings) -> Any:

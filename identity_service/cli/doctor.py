@@ -22,8 +22,9 @@ from argon2 import PasswordHasher
 
 from identity_service import settings as configuration
 from identity_service.accounts import store
-from identity_service.cli.environment import database, place_of, print_json, with_database_url
+from identity_service.cli.environment import counted, database, place_of, print_json, with_database_url
 from identity_service.database import SCHEMA_HEAD, Database
+from identity_service.embedded import is_made
 from identity_service.errors import ConfigurationError, DatabaseUnavailable, KeysUnavailable
 from identity_service.revocation import CHANNEL
 from identity_service.settings import Loaded, Settings
@@ -52,7 +53,12 @@ class Finding:
 
 def doctor(
     *,
-    online: Annotated[bool, typer.Option("--online", help="Ask at the issuer's address too, as others do.")] = False,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online", help="Ask at the issuer's address too, as others do. One on this machine is asked anyway."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check the installation. Exit 0 when nothing fails, 1 when something does, 5 when the database is away."""
@@ -192,7 +198,7 @@ def encryption(settings: Settings) -> Finding:
     fix = "set IDENTITY_KEYS_PASSPHRASE_FILE"
     if settings.keys_passphrase is not None:
         fix = "`identity-service keys rotate --now`, twice"
-    return Finding("keys at rest", "warn", f"{len(clear)} private keys are not encrypted", fix)
+    return Finding("keys at rest", "warn", f"not encrypted: {counted(len(clear), 'private key')}", fix)
 
 
 def active_key(settings: Settings, ring: Keyring, now: datetime) -> Finding:
@@ -201,7 +207,7 @@ def active_key(settings: Settings, ring: Keyring, now: datetime) -> Finding:
     except KeysUnavailable as error:
         return Finding("active key", "fail", f"nothing can sign: {error.detail}", "restore the folder from a backup")
     age = now - (key.signs_from or now)
-    text = f"{key.kid} has signed for {age.days} days"
+    text = f"{key.kid} has signed for {counted(age.days, 'day')}"
     if settings.key_rotation_period and age > settings.key_rotation_period + timedelta(days=1):
         return Finding(
             "active key", "warn", f"{text}, and a running service would have rotated it", "run it; see its log"
@@ -283,8 +289,8 @@ def _clock(check: str, apart: timedelta) -> Finding:
 
 
 def _of_database(settings: Settings) -> list[Finding]:
-    if settings.database_url is None and not settings.embedded_dir.exists():
-        text = "none yet: `serve` makes the embedded Postgres, which is for development"
+    if settings.database_url is None and not is_made(settings.embedded_dir):
+        text = f"none yet in {settings.embedded_dir.absolute()}: `serve` makes one there, which is for development"
         return [Finding("database", "warn", text, "set DATABASE_URL")]
     try:
         with with_database_url(settings) as ready:

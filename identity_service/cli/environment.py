@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from identity_service import settings as configuration
 from identity_service.audit import Actor
-from identity_service.database import Database, open_database
-from identity_service.embedded import postgres
+from identity_service.database import Database, lacks_schema, open_database
+from identity_service.embedded import is_made, postgres
 from identity_service.errors import DatabaseUnavailable
 from identity_service.settings import Settings, secret
 
@@ -27,11 +27,24 @@ def load_settings() -> Settings:
 
 
 @contextmanager
-def with_database_url(settings: Settings) -> Iterator[Settings]:
-    """Return the settings with a database URL, running the embedded Postgres if there was none."""
+def with_database_url(settings: Settings, *, make: bool = False) -> Iterator[Settings]:
+    """Return the settings with a database URL, running the embedded Postgres if there was none.
+
+    Args:
+        make: start one where there was none yet. Only for commands that begin an installation: any other, run in the
+            wrong folder, would look into an empty database.
+
+    Raises:
+        DatabaseUnavailable: there is none; the text says where it was looked for.
+    """
     if settings.database_url is not None:
         yield settings
         return
+    if not make and not is_made(settings.embedded_dir):
+        raise DatabaseUnavailable(
+            f"DATABASE_URL is not set, and there is no embedded Postgres in {settings.embedded_dir.absolute()}. "
+            "Set it, or run this where `identity-service serve` (`make run`) was started, or start one here with that."
+        )
     with postgres(settings.embedded_dir) as server:
         if server.note:
             print(f"identity-service: {server.note}", file=sys.stderr)
@@ -43,7 +56,7 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
     """Open the database that the settings name.
 
     Raises:
-        DatabaseUnavailable: naming where it was looked for, without the password.
+        DatabaseUnavailable: naming where it was looked for, without the password, or what its schema lacks.
     """
     assert settings.database_url is not None, "see with_database_url"
     url = settings.database_url.get_secret_value()
@@ -51,6 +64,11 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
         async with open_database(url, pool_size=2) as opened:
             yield opened
     except DatabaseUnavailable as error:
+        if lacks_schema(error):
+            raise DatabaseUnavailable(
+                f"The database at {place_of(url)} has no schema of this release: run `identity-service migrate`.",
+                detail=error.detail,
+            ) from None
         raise DatabaseUnavailable(
             f"The database at {place_of(url)} cannot be used; check DATABASE_URL and that the server runs.",
             detail=error.detail,
@@ -73,10 +91,10 @@ def with_database(settings: Settings, work: Callable[[Database, Settings], Await
         async with database(ready) as db:
             return await work(db, ready)
 
-    if settings.database_url is None:
-        place = f"the embedded Postgres in {settings.embedded_dir}"
-        print(f"identity-service: using {place}; DATABASE_URL names another.", file=sys.stderr)
     with with_database_url(settings) as ready:
+        if settings.database_url is None:
+            place = f"the embedded Postgres in {settings.embedded_dir.absolute()}"
+            print(f"identity-service: using {place}; DATABASE_URL names another.", file=sys.stderr)
         return asyncio.run(run())
 
 
@@ -89,6 +107,11 @@ async def schema_revision(settings: Settings) -> str | None:
 def place_of(url: str) -> str:
     """Return host, port and name of a database URL, which may be printed."""
     return url.rpartition("://")[2].rpartition("@")[2].partition("?")[0] or "the local socket"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return `1 event`, `2 events`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def print_json(value: Any) -> None:

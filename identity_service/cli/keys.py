@@ -66,7 +66,13 @@ def revoke(
     if change.key is not None:
         _record(settings, recording.record_revocation, change.key)
     if not as_json:
-        print(f"Revoked {kid}. Tokens it signed are refused here at once, elsewhere once the JWKS was fetched again.")
+        if change.key is None:
+            print(f"{kid} was revoked already.")
+        else:
+            print(
+                f"Revoked {kid}. Tokens it signed are refused here, and by services with our verifier, within seconds; "
+                "elsewhere once the JWKS was fetched again."
+            )
     _show(change.ring, as_json=as_json)
 
 

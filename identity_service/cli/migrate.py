@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def migrate() -> None:
     """Bring the database schema up to date."""
-    with with_database_url(load_settings()) as settings:
+    with with_database_url(load_settings(), make=True) as settings:
         before = asyncio.run(schema_revision(settings))
         if before is not None and before >= SCHEMA_HEAD:
             print(f"The schema is up to date ({before}).")

@@ -40,9 +40,19 @@ def show(name: str, *, as_json: AsJson = False) -> None:
 
 
 @app.command("set")
-def set_scopes(name: str, *, scope: Scope, as_json: AsJson = False) -> None:
+def set_scopes(
+    name: str,
+    *,
+    scope: Scope,
+    end_sessions: Annotated[
+        bool, typer.Option("--end-sessions", help="Log everybody out who has it, so that it takes effect at once.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Replace the scopes that a role gives."""
-    role = _transact(lambda db: roles.set_scopes(db, name, scope=scope, by=operator(), now=utc_now()))
+    role = _transact(
+        lambda db: roles.set_scopes(db, name, scope=scope, end_sessions=end_sessions, by=operator(), now=utc_now())
+    )
     _show([role], as_json=as_json, several=False)
 
 
@@ -70,10 +80,19 @@ def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
 
 
 def _change(rule: Callable[..., Awaitable[User]], username: str, role: str, *, end_sessions: bool) -> None:
-    name = registration.normalise_username(username)
-    user = _transact(lambda db: rule(db, name, role, end_sessions=end_sessions, by=operator(), now=utc_now()))
-    print(f"{user.username} has {', '.join(user.roles) or 'no roles'}.")
-    print("Their sessions have ended." if end_sessions else "Their sessions hear of it at the next refresh.")
+    async def unit(db: Connection) -> tuple[User, User]:
+        before = await registration.find_named(db, username)
+        name = before.username
+        return before, await rule(db, name, role, end_sessions=end_sessions, by=operator(), now=utc_now())
+
+    before, user = _transact(unit)
+    changed = before.roles != user.roles
+    already = "" if changed else "; nothing was changed"
+    print(f"{user.username} has {', '.join(user.roles) or 'no roles'}{already}.")
+    if end_sessions:
+        print("Their sessions have ended.")
+    elif changed:
+        print("Their sessions hear of it at the next refresh.")
 
 
 def _show(found: list[Role], *, as_json: bool, several: bool = True) -> None:

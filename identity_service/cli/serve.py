@@ -49,7 +49,7 @@ def serve(
     with _listener(settings) as listener:
         keys = _keys(settings)
         embedded = settings.database_url is None
-        with with_database_url(settings) as settings:
+        with with_database_url(settings, make=True) as settings:
             assert settings.database_url is not None, "with_database_url gives one"
             if embedded:  # for the children; a URL that was given reaches them as it reached us
                 os.environ["IDENTITY_DATABASE_URL"] = settings.database_url.get_secret_value()

@@ -7,7 +7,7 @@ from uuid import UUID
 import typer
 
 from identity_service.accounts import registration
-from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.cli.environment import counted, load_settings, operator, print_json, with_database
 from identity_service.database import Connection, Database
 from identity_service.errors import SessionNotFound
 from identity_service.revocation.revoking import Reason
@@ -61,7 +61,7 @@ def revoke_all(username: str) -> None:
         return await lifecycle.end_all(db, user.id, reason=Reason.REVOKED, by=operator(), now=utc_now())
 
     ended = _transact(unit)
-    print(f"Ended {ended} session{'' if ended == 1 else 's'}.")
+    print(f"Ended {counted(ended, 'session')}.")
 
 
 def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:

@@ -11,11 +11,12 @@ from typing import Annotated, Any, BinaryIO, TypeAlias, TypeVar
 import typer
 
 from identity_service import throttling
-from identity_service.accounts import User, registration, resets, transfer
+from identity_service.accounts import User, registration, resets, roles, transfer
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
-from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.cli.environment import counted, load_settings, operator, print_json, with_database
 from identity_service.database import Connection, Database
+from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
 from identity_service.shell import reset_token, utc_now, uuid7
 from identity_service.throttling import Standing
@@ -23,6 +24,7 @@ from identity_service.throttling import Standing
 app = typer.Typer(no_args_is_help=True, help="Accounts.")
 Shown: TypeAlias = tuple[User, Standing]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="The username, or the id.")]
 T = TypeVar("T")
 
 
@@ -33,31 +35,25 @@ def create(
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from standard input.")
     ] = False,
+    no_password: Annotated[
+        bool, typer.Option("--no-password", help="Nobody can log in until the password was reset.")
+    ] = False,
     role: Annotated[list[str] | None, typer.Option(help="A role to give; repeat for more.")] = None,
-    email: Annotated[str | None, typer.Option()] = None,
+    email: Annotated[str | None, typer.Option(help="An e-mail address, which counts as not verified.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an account."""
-    password = (
-        _read_password() if password_stdin else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
-    )
-    settings = load_settings()
+    """Make an account. The password is asked for at the terminal unless an option says otherwise."""
+    if password_stdin and no_password:
+        raise ConfigurationError("--password-stdin and --no-password contradict each other.")
+    password = None if no_password else _read_password() if password_stdin else _ask_for_password()
 
     async def work(db: Database, settings: Settings) -> Shown:
         name = registration.normalise_username(username)
         address = registration.normalise_email(email) if email is not None else None
-        cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
-        hashing = PasswordHashing(cost, threads=1)
-        password_hash = await registration.hash_new_password(
-            hashing,
-            password,
-            username=name,
-            email=address,
-            min_length=settings.password_min_length,
-            breaches=BreachCheck(settings.breach_check_url) if settings.breach_check_url else None,
-        )
+        password_hash = registration.NO_PASSWORD
+        if password is not None:
+            password_hash = await _hash(password, settings, username=name, email=address)
         now = utc_now()
-        roles = tuple(dict.fromkeys(role or ()))
         user = await db.transact(
             lambda connection: registration.register(
                 connection,
@@ -65,14 +61,45 @@ def create(
                 username=name,
                 password_hash=password_hash,
                 email=address,
-                roles=roles,
+                roles=tuple(dict.fromkeys(role or ())),
                 by=operator(),
                 now=now,
             )
         )
         return user, Standing()
 
-    _show(with_database(settings, work), as_json=as_json)
+    _show(with_database(load_settings(), work), as_json=as_json)
+
+
+@app.command("set")
+def set_user(
+    username: Name,
+    *,
+    new_username: Annotated[str | None, typer.Option("--username", help="Another username.")] = None,
+    email: Annotated[str | None, typer.Option(help="Another e-mail address, which counts as not verified.")] = None,
+    no_email: Annotated[bool, typer.Option("--no-email", help="Remove the e-mail address.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replace what is given and keep the rest."""
+    if email is not None and no_email:
+        raise ConfigurationError("--email and --no-email contradict each other.")
+    if new_username is None and email is None and not no_email:
+        raise ConfigurationError("Nothing to change; pass --username, --email or --no-email.")
+
+    async def unit(db: Connection) -> Shown:
+        user = await registration.find_named(db, username)
+        changed = registration.update(
+            db,
+            user.id,
+            username=registration.normalise_username(new_username) if new_username is not None else None,
+            change_email=email is not None or no_email,
+            email=registration.normalise_email(email) if email is not None else None,
+            by=operator(),
+            now=utc_now(),
+        )
+        return await _with_standing(db, changed)
+
+    _show(_transact(unit), as_json=as_json)
 
 
 @app.command("list")
@@ -80,31 +107,41 @@ def list_users(
     *,
     search: Annotated[str, typer.Option(help="How the username or the e-mail address begins.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+    role: Annotated[str | None, typer.Option(help="Only those who have it.")] = None,
     after: Annotated[str | None, typer.Option(help="Go on after this username.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show accounts in the order of their usernames."""
-    found = _transact(lambda db: registration.search(db, search, after=after, limit=limit + 1))
+
+    async def unit(db: Connection) -> list[Shown]:
+        if role is not None:
+            await roles.find(db, role)
+        found = await registration.search(db, search, role=role, after=after, limit=limit + 1)
+        standing = await throttling.standings(db, [user.id for user in found], now=utc_now())
+        return [(user, standing[user.id]) for user in found]
+
+    found = _transact(unit)
     shown = found[:limit]
     if as_json:
-        print_json([_facts(user) for user in shown])
+        print_json([_facts(user) for user, _ in shown])
     else:
-        width = max((len(user.username) for user in shown), default=0)
-        for user in shown:
+        width = max((len(user.username) for user, _ in shown), default=0)
+        for user, standing in shown:
             shut = "  (disabled)" if user.disabled_at is not None else ""
-            print(f"{user.username:{width}}  {user.id}  {', '.join(user.roles) or '-'}{shut}")
+            locked = "  (locked)" if standing.locked_until is not None else ""
+            print(f"{user.username:{width}}  {user.id}  {', '.join(user.roles) or '-'}{shut}{locked}")
     if len(found) > limit:
-        print(f"identity-service: there are more; go on with --after {shown[-1].username}", file=sys.stderr)
+        print(f"identity-service: there are more; go on with --after {shown[-1][0].username}", file=sys.stderr)
 
 
 @app.command()
-def show(username: str, *, as_json: AsJson = False) -> None:
+def show(username: Name, *, as_json: AsJson = False) -> None:
     """Show an account."""
     _show(_transact(lambda db: _with_standing(db, registration.find_named(db, username))), as_json=as_json)
 
 
 @app.command()
-def disable(username: str, *, as_json: AsJson = False) -> None:
+def disable(username: Name, *, as_json: AsJson = False) -> None:
     """Shut an account: its sessions end at once and no login succeeds."""
 
     async def unit(db: Connection) -> Shown:
@@ -115,7 +152,7 @@ def disable(username: str, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def enable(username: str, *, as_json: AsJson = False) -> None:
+def enable(username: Name, *, as_json: AsJson = False) -> None:
     """Open a disabled account again."""
 
     async def unit(db: Connection) -> Shown:
@@ -126,7 +163,7 @@ def enable(username: str, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def delete(username: str) -> None:
+def delete(username: Name) -> None:
     """Delete an account with its sessions; its tokens are revoked."""
 
     async def unit(db: Connection) -> None:
@@ -138,7 +175,7 @@ def delete(username: str) -> None:
 
 
 @app.command()
-def unlock(username: str, *, as_json: AsJson = False) -> None:
+def unlock(username: Name, *, as_json: AsJson = False) -> None:
     """Forget an account's failed logins, so that the next password is looked at."""
 
     async def unit(db: Connection) -> Shown:
@@ -150,7 +187,7 @@ def unlock(username: str, *, as_json: AsJson = False) -> None:
 
 
 @app.command("reset-password")
-def reset_password(username: str, *, as_json: AsJson = False) -> None:
+def reset_password(username: Name, *, as_json: AsJson = False) -> None:
     """Print a token, this once, with which the user can set another password."""
     token = reset_token()
 
@@ -188,6 +225,8 @@ def import_users(
     as_json: AsJson = False,
 ) -> None:
     """Make accounts with the password hashes of another system."""
+    if file.name.endswith(".csv"):
+        raise ConfigurationError("CSV is not read; write a JSON object for each user on a line of its own.")
 
     async def work(db: Database, _: Settings) -> transfer.ImportReport:
         now = utc_now()
@@ -277,13 +316,36 @@ def _show_import(report: transfer.ImportReport, *, dry_run: bool, as_json: bool)
     if unnamed := report.refused + report.conflicts - len(report.problems):
         print(f"... and {unnamed} more.", file=sys.stderr)
     found = ", ".join(f"{count} {name}" for name, count in report.formats.most_common())
-    print(f"{report.lines} lines: {report.refused} refused, {report.conflicts} in conflict with accounts that exist.")
+    lines = counted(report.lines, "line")
+    print(f"{lines}: {report.refused} refused, {report.conflicts} in conflict with accounts that exist.")
     print(f"Password hashes: {found or 'none'}.")
-    print(f"{'Would import' if dry_run else 'Imported'} {report.imported} users.")
+    print(f"{'Would import' if dry_run else 'Imported'} {counted(report.imported, 'user')}.")
 
 
 def _read_password() -> str:
-    return sys.stdin.readline().rstrip("\r\n")
+    first, _, rest = sys.stdin.read().partition("\n")
+    if rest:
+        raise ConfigurationError("Standard input has more than one line; it must be the password and nothing else.")
+    return first.removesuffix("\r")
+
+
+def _ask_for_password() -> str:
+    if not sys.stdin.isatty():
+        raise ConfigurationError("There is no terminal to ask for the password at; pass --password-stdin.")
+    password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    return password
+
+
+async def _hash(password: str, settings: Settings, *, username: str, email: str | None) -> str:
+    cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
+    return await registration.hash_new_password(
+        PasswordHashing(cost, threads=1),
+        password,
+        username=username,
+        email=email,
+        min_length=settings.password_min_length,
+        breaches=BreachCheck(settings.breach_check_url) if settings.breach_check_url else None,
+    )
 
 
 def _facts(user: User) -> dict[str, Any]:

@@ -166,10 +166,14 @@ async def rotate_secret(
 async def disable(db: Connection, unverified_client_id: str, *, by: Actor, now: datetime) -> Client:
     """Shut a client out: its sessions end, its own tokens are revoked, it gets no others. Call within a transaction.
 
+    One that is shut out stays as it is.
+
     Raises:
         ClientBuiltIn, ClientNotFound: it is not one that can be disabled.
     """
     locked = await _lock(db, unverified_client_id)
+    if locked.client.disabled_at is not None:
+        return locked.client
     client = await store.set_disabled(db, locked.client.client_id, disabled_at=now)
     await _record(db, Event.CLIENT_DISABLED, client.client_id, by=by, now=now)
     # What was being issued had passed the gate that `_lock` closed, and is seen by now; what comes later sees this.
@@ -181,10 +185,14 @@ async def disable(db: Connection, unverified_client_id: str, *, by: Actor, now: 
 async def enable(db: Connection, unverified_client_id: str, *, by: Actor, now: datetime) -> Client:
     """Let a client in again; its old sessions and tokens stay ended. Call within a transaction.
 
+    One that is let in stays as it is.
+
     Raises:
         ClientBuiltIn, ClientNotFound: it is not one that can be disabled.
     """
     locked = await _lock(db, unverified_client_id)
+    if locked.client.disabled_at is None:
+        return locked.client
     client = await store.set_disabled(db, locked.client.client_id, disabled_at=None)
     await _record(db, Event.CLIENT_ENABLED, client.client_id, by=by, now=now)
     return client
@@ -226,7 +234,9 @@ def _is_uuid(text: str) -> bool:
 
 def _grants(unverified: Sequence[str], *, first_party: bool) -> tuple[str, ...]:
     given = set(unverified)
-    if not given or not given <= _FOR_USERS | {_FOR_ITSELF}:
+    if not given:
+        raise ClientInvalid("The grants are missing: client_credentials, or password and refresh_token.")
+    if not given <= _FOR_USERS | {_FOR_ITSELF}:
         raise ClientInvalid("A client may use client_credentials, and if it is first-party password and refresh_token.")
     if given & _FOR_USERS and not first_party:
         raise ClientInvalid("Only a first-party client may use password and refresh_token.")

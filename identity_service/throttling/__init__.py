@@ -180,18 +180,29 @@ class Standing:
 
 async def standing(db: Connection, user_id: UUID, *, now: datetime) -> Standing:
     """Return how an account stands, for an administrator."""
-    key = _account_key(user_id)
-    tally = (await store.find(db, [key])).get(key)
-    if tally is None or now >= tally.blocked_until + FORGOTTEN_AFTER:
-        return Standing()
-    return Standing(tally.failures, tally.blocked_until if tally.blocked_until > now else None)
+    return (await standings(db, [user_id], now=now))[user_id]
+
+
+async def standings(db: Connection, user_ids: Sequence[UUID], *, now: datetime) -> dict[UUID, Standing]:
+    """Return how several accounts stand."""
+    keys = {user_id: _account_key(user_id) for user_id in user_ids}
+    tallies = await store.find(db, list(keys.values()))
+    return {user_id: _standing(tallies.get(key), now) for user_id, key in keys.items()}
 
 
 async def unlock(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> None:
     """Forget the failures of an account, as an administrator asks. Call within a transaction."""
     failures = await store.delete(db, _account_key(user_id))
-    details = {"failures": failures}
-    await audit.record(db, Event.USER_UNLOCKED, Subject("user", str(user_id)), by=by, now=now, details=details)
+    await _record_unlocked(db, user_id, failures, by=by, now=now)
+
+
+async def forgive(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> None:
+    """Forget the failures of an account whose owner set another password. Recorded if there were any.
+
+    Call within a transaction.
+    """
+    if failures := await store.delete(db, _account_key(user_id)):
+        await _record_unlocked(db, user_id, failures, by=by, now=now)
 
 
 async def prune(db: Connection, *, now: datetime) -> int:
@@ -205,6 +216,17 @@ def prefix(address: str | None) -> str | None:
         return None
     parsed = ip_address(address)
     return str(ip_network((int(parsed), 64), strict=False)) if parsed.version == 6 else str(parsed)
+
+
+def _standing(tally: Tally | None, now: datetime) -> Standing:
+    if tally is None or now >= tally.blocked_until + FORGOTTEN_AFTER:
+        return Standing()
+    return Standing(tally.failures, tally.blocked_until if tally.blocked_until > now else None)
+
+
+async def _record_unlocked(db: Connection, user_id: UUID, failures: int, *, by: Actor, now: datetime) -> None:
+    details = {"failures": failures}
+    await audit.record(db, Event.USER_UNLOCKED, Subject("user", str(user_id)), by=by, now=now, details=details)
 
 
 def _place(address: str | None, exempt: Networks) -> Counter | None:

@@ -209,7 +209,7 @@ async def reset_password(request: Request, body: PasswordReset) -> None:
 
     async def finish(db: Connection) -> None:
         await resets.finish(db, user.id, body.token, password_hash=password_hash, by=by, now=runtime.now())
-        await throttling.unlock(db, user.id, by=by, now=runtime.now())
+        await throttling.forgive(db, user.id, by=by, now=runtime.now())
 
     await runtime.database.transact(finish)
 

@@ -49,6 +49,7 @@ UserId = Annotated[UUID, Depends(read_user_id)]
 
 class UserPage(Page):
     search: Annotated[Text, Field(description="How the username or the e-mail address begins.")] = ""
+    role: Annotated[Text | None, Field(description="Only users who have it.", examples=["admin"])] = None
 
 
 class UserCreation(BaseModel):
@@ -105,7 +106,7 @@ async def list_users(
     """The users in the order of their usernames."""
     after = paging.position(request, caller, page)
     async with runtime_of(request).database.connection() as db:
-        found = await registration.search(db, page.search, after=after, limit=page.limit + 1)
+        found = await registration.search(db, page.search, role=page.role, after=after, limit=page.limit + 1)
     return paging.listing(
         request, caller, page, found, show=AdministeredUser.of, position_of=lambda user: user.username
     )

@@ -42,6 +42,7 @@ async def test_a_reset_sets_the_password_ends_all_sessions_and_logs_nobody_in(ap
     assert "set-cookie" not in answer.headers
     assert (await api.me(tokens["access_token"])).status_code == 401
     assert (await api.refresh(tokens["refresh_token"])).json()["error"] == "invalid_grant"
+    assert await api.scalar("SELECT count(*) FROM audit_events WHERE event = 'user.unlocked'") == 0, "nor was it locked"
     assert await password_works(api, NEW_PASSWORD)
     assert not await password_works(api, PASSWORD)
 

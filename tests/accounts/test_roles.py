@@ -113,6 +113,8 @@ async def test_granting_twice_and_revoking_what_is_not_held_change_nothing(api, 
     assert (await change(api, roles.revoke, "alice", "driver")).roles == ("clerk",)
     for _ in range(2):
         assert (await change(api, roles.revoke, "alice", "clerk")).roles == ()
+    recorded = "SELECT count(*) FROM audit_events WHERE event = 'user.roles_changed'"
+    assert await api.scalar(recorded) == 2, "what changes nothing is not recorded"
 
 
 @pytest.mark.parametrize("rule", [roles.grant, roles.revoke])

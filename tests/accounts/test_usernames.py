@@ -158,6 +158,8 @@ async def test_names_of_every_script_are_welcome_and_kept_as_they_are(api, usern
         "x" * 255,
         full_width("x") * 255,
         "\u0149" * 10,
+        "6f1c1d3e-6c1c-4f0a-9c39-3f6d4a0f6a11",
+        "6F1C1D3E-6C1C-4F0A-9C39-3F6D4A0F6A11",
     ],
 )
 async def test_what_is_no_name_is_refused_and_not_repaired(api, username):

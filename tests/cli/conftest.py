@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,14 @@ def command(
 
 StartService = Callable[..., Service]
 
+# Tests may come to a file twice in one process, when they are shared out between several.
+_databases = count()
+
 
 @pytest.fixture(scope="module")
 def running(new_database: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for all tests that only ask something of it."""
-    url = new_database("running")
+    url = new_database(f"running{next(_databases)}")
     upgrade(url)
     service = start_service(environment_of(url, tmp_path_factory.mktemp("running") / "keys"))
     service.wait_until_ready()

@@ -32,7 +32,7 @@ def test_an_empty_installation_becomes_what_the_file_says_and_stays_so(command: 
     first = command("apply", str(file), "--json")
     assert first.code == 0, first.err
     assert changes(first.out) == [
-        "create role clerk",
+        "create role buyer",
         "create role guest",
         "create client billing",
         "create client web",
@@ -40,7 +40,7 @@ def test_an_empty_installation_becomes_what_the_file_says_and_stays_so(command: 
     assert list(json.loads(first.out)["client_secrets"]) == ["billing"], "the other one is in a file"
     roles, clients = before = state(command)
     assert [(role["name"], role["scopes"]) for role in roles if not role["built_in"]] == [
-        ("clerk", ["orders:read", "orders:write"]),
+        ("buyer", ["orders:read", "orders:write"]),
         ("guest", []),
     ]
     assert [client["client_id"] for client in clients] == ["first-party", "billing", "web"]
@@ -59,6 +59,19 @@ def test_a_dry_run_says_the_same_and_changes_nothing(command: Command, file: Pat
     assert "this was a dry run" in command("apply", str(file), "--dry-run").out
 
 
+def test_an_update_says_what_it_changes_also_in_a_dry_run(command: Command, file: Path):
+    command("apply", str(file))
+    file.write_text(FILE.replace("access_lifetime = 300", "").replace('"orders:read", "orders:write"', '"orders:read"'))
+    tried = json.loads(command("apply", str(file), "--dry-run", "--json").out)["changes"]
+    assert [change["members"] for change in tried] == [
+        {"scopes": {"from": "orders:read orders:write", "to": "orders:read"}},
+        {"access_lifetime": {"from": 300, "to": None}},
+    ]
+    printed = command("apply", str(file), "--dry-run").out
+    assert "scopes: orders:read orders:write -> orders:read\n" in printed
+    assert "access_lifetime: 300 -> -\n" in printed
+
+
 def test_what_differs_is_changed_and_nothing_else(command: Command, file: Path):
     command("apply", str(file))
     command("roles", "create", "other")
@@ -67,7 +80,7 @@ def test_what_differs_is_changed_and_nothing_else(command: Command, file: Path):
     file.write_text(text)
     (file.parent / "web.secret").write_text(SECRET[::-1])
     assert changes(command("apply", str(file), "--json").out) == [
-        "update role clerk",
+        "update role buyer",
         "update client billing",
         "disable client billing",
         "rotate-secret client web",
@@ -80,7 +93,7 @@ def test_what_differs_is_changed_and_nothing_else(command: Command, file: Path):
 
 def test_pruning_deletes_what_the_file_does_not_name_unless_somebody_has_it(command: Command, file: Path):
     command("apply", str(file))
-    file.write_text('[roles.clerk]\nscopes = ["orders:read"]\n')
+    file.write_text('[roles.buyer]\nscopes = ["orders:read"]\n')
     command("users", "create", "alice", "--password-stdin", "--role", "guest", stdin="correct horse battery staple")
     before = state(command)
     refused = command("apply", str(file), "--prune")
@@ -88,7 +101,7 @@ def test_pruning_deletes_what_the_file_does_not_name_unless_somebody_has_it(comm
     assert state(command) == before, "all of it or nothing"
     command("roles", "revoke", "alice", "guest")
     assert changes(command("apply", str(file), "--prune", "--json").out) == [
-        "update role clerk",
+        "update role buyer",
         "delete role guest",
         "delete client billing",
         "delete client web",
@@ -114,11 +127,11 @@ def test_json_of_the_same_shape_from_standard_input(command: Command):
         ("[roles]\nclerk = 1", 2, "roles.clerk must be a table"),
         ('[clients.x]\nfirst_party = "yes"', 2, "clients.x.first_party must be of type bool"),
         ("[clients.x]\naccess_lifetime = true", 2, "clients.x.access_lifetime must be of type int"),
-        ('[clients.x]\nsecret_file = "nowhere"', 2, "clients.x.secret_file cannot be read"),
-        ('[roles.Clerk]\n[roles.guest]\nscopes = ["a"]', 1, "A role is named by"),
+        ('[clients.x]\nsecret_file = "nowhere"', 2, "nowhere cannot be read (No such file or directory)"),
+        ('[roles.Clerk]\n[roles.guest]\nscopes = ["a"]', 1, "roles.Clerk: A role is named by"),
         ('[roles.admin]\nscopes = ["a"]', 4, "built in"),
         ('[roles.clerk]\nscopes = ["identity:admin"]', 1, "belong to this service"),
-        ("[clients.x]", 1, "A client may use"),
+        ("[clients.x]", 1, "clients.x: The grants are missing"),
         ('[clients.first-party]\ngrants = ["client_credentials"]', 4, "built in"),
         ('[clients.x]\ngrants = ["password", "refresh_token"]', 1, "Only a first-party client"),
     ],
@@ -137,7 +150,7 @@ def test_a_client_does_not_become_first_party_by_a_file(command: Command, file: 
     file.write_text(FILE.replace("access_lifetime = 300", "first_party = true"))
     refused = command("apply", str(file))
     assert refused.code == 2
-    assert "clients.billing.first_party cannot change" in refused.err
+    assert "clients.billing: first_party cannot change" in refused.err
 
 
 def test_a_secret_that_is_too_short_is_refused_without_being_repeated(command: Command, file: Path):

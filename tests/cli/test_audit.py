@@ -23,6 +23,20 @@ def test_tail_shows_who_did_what_the_newest_last(command: Command):
     assert json.loads(command("audit", "tail", "--user", "ALICE", "--event", "user.created", "--json").out)
     assert command("audit", "tail", "--user", "bob").code == 3
     assert json.loads(command("audit", "tail", "--event", "role.created", "--json").out) == []
+    assert command("audit", "tail", "--event", "user.craeted").code == 2
+
+
+def test_tail_tells_details_and_finds_by_actor_and_time(command: Command):
+    command("users", "create", "alice", "--password-stdin", "--role", "admin", stdin=PASSWORD)
+    (event,) = json.loads(command("audit", "tail", "--json").out)
+    assert command("audit", "tail").out.endswith(' {"roles":["admin"],"username":"alice"}\n')
+    for arguments, found in (
+        (("--actor", event["actor_id"]), 1),
+        (("--actor", "somebody"), 0),
+        (("--since", "2026-01-01T00:00:00"), 1),
+        (("--until", "2026-01-01T00:00:00"), 0),
+    ):
+        assert len(json.loads(command("audit", "tail", *arguments, "--json").out)) == found, arguments
 
 
 def test_export_writes_a_line_for_each_event_into_a_file_that_only_its_owner_reads(command: Command, tmp_path):

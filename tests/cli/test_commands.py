@@ -6,15 +6,19 @@ import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from importlib.metadata import version
 from uuid import UUID
 
 import pytest
 
 from identity_service import errors, throttling
 from identity_service.cli import EXIT_CODES
+from identity_service.cli.migrate import upgrade
 from identity_service.database import SCHEMA_HEAD, Connection, open_database
+from identity_service.embedded import is_made, postgres
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
+from identity_service.web.admin_clients import ClientAnswer
 from tests.cli.conftest import Command
 from tests.conftest import PASSWORD, TESTER
 
@@ -72,6 +76,8 @@ def test_keys_revoke_wants_yes_and_knows_its_keys(command: Command):
     assert outcome.code == 0
     assert outcome.out.startswith(f"Revoked {kid}.")
     assert [row["state"] for row in listed(command)] == ["standby", "active", "revoked"]
+    again = command("keys", "revoke", kid, "--yes")
+    assert (again.code, again.out.splitlines()[0]) == (0, f"{kid} was revoked already.")
     missing = command("keys", "revoke", "A" * 43, "--yes", "--json")
     assert (missing.code, missing.err) == (3, "identity-service: There is no key with this id.\n")
 
@@ -121,14 +127,62 @@ def test_users_show_tells_of_a_lock_and_unlock_ends_it(command: Command, databas
     assert locked["failures"] == 60
     assert datetime.fromisoformat(locked["locked_until"]) > utc_now()
     assert locked["locked_until"] in command("users", "show", "alice").out
+    assert command("users", "list").out.endswith("  -  (locked)\n")
     assert json.loads(command("users", "unlock", "ALICE", "--json").out) == user
+    assert command("users", "list").out.endswith("  -\n")
     assert json.loads(command("users", "show", "alice", "--json").out) == user
 
 
 @pytest.mark.parametrize("verb", ["show", "disable", "enable", "delete", "unlock"])
 def test_an_unknown_user_exits_with_three(command: Command, verb):
     outcome = command("users", verb, "nobody")
-    assert (outcome.code, outcome.err) == (3, "identity-service: There is no such user.\n")
+    assert (outcome.code, outcome.err) == (3, "identity-service: There is no such user. (nobody)\n")
+    assert command("users", verb, "no body").code == 3, "as of a client or a role that cannot be"
+    nobody = "00000000-0000-0000-0000-000000000000"
+    assert command("users", verb, nobody).err == f"identity-service: There is no such user. ({nobody})\n"
+
+
+def test_an_id_does_where_a_username_does(command: Command):
+    made = command("users", "create", "alice", "--password-stdin", "--json", stdin=PASSWORD)
+    user_id = json.loads(made.out)["id"]
+    command("roles", "create", "clerk")
+    for arguments in (
+        ("users", "show"), ("users", "disable"), ("users", "enable"), ("users", "unlock"), ("users", "reset-password"),
+        ("sessions", "list"), ("sessions", "revoke-all"), ("audit", "tail", "--user"),
+    ):  # fmt: skip
+        assert command(*arguments, user_id.upper()).code == 0, arguments
+    assert command("roles", "grant", user_id, "clerk").out.startswith("alice has clerk.")
+    assert command("users", "delete", user_id).code == 0
+    assert "user.deleted" in command("audit", "tail", "--user", user_id).out, "long after the user is gone"
+    assert command("users", "create", user_id, "--no-password").code == 1, "no username looks like an id"
+
+
+def test_users_set_changes_what_is_given_and_keeps_the_rest(command: Command):
+    arguments = ("users", "create", "alice", "--no-password", "--email", "a@example.com", "--json")
+    alice = json.loads(command(*arguments).out)
+    assert json.loads(command("users", "set", "alice", "--username", "Alicia", "--json").out) == alice | {
+        "username": "alicia"
+    }
+    assert json.loads(command("users", "set", "alicia", "--email", "b@example.com", "--json").out)["email"][0] == "b"
+    assert json.loads(command("users", "set", alice["id"], "--no-email", "--json").out)["email"] is None
+    for wrong in ((), ("--email", "a@example.com", "--no-email")):
+        assert command("users", "set", "alicia", *wrong).code == 2
+    assert command("users", "set", "alicia", "--email", "nowhere").code == 1
+    assert command("users", "set", "alice", "--no-email").code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "says"),
+    [
+        ((), PASSWORD, "pass --password-stdin"),
+        (("--password-stdin",), f"{PASSWORD}\n{PASSWORD}\n", "more than one line"),
+        (("--password-stdin", "--no-password"), PASSWORD, "contradict"),
+    ],
+)
+def test_a_password_that_comes_in_no_clear_way_makes_no_account(command: Command, arguments, stdin, says):
+    refused = command("users", "create", "alice", *arguments, stdin=stdin)
+    assert (refused.code, says in refused.err) == (2, True)
+    assert command("users", "list").out == ""
 
 
 def test_a_taken_username_exits_with_four(command: Command):
@@ -188,9 +242,9 @@ def test_roles_grant_and_revoke(command: Command):
     command("users", "create", "alice", "--password-stdin", stdin=PASSWORD)
     command("roles", "create", "clerk", "--scope", "orders:read")
     later = "Their sessions hear of it at the next refresh.\n"
-    for _ in range(2):
+    for said in (f"alice has clerk.\n{later}", "alice has clerk; nothing was changed.\n"):
         granted = command("roles", "grant", "ALICE", "clerk")
-        assert (granted.code, granted.out) == (0, f"alice has clerk.\n{later}")
+        assert (granted.code, granted.out) == (0, said)
     in_use = command("roles", "delete", "clerk")
     assert (in_use.code, in_use.err) == (4, "identity-service: 1 user has this role.\n")
     granted = command("roles", "grant", "alice", "admin", "--end-sessions")
@@ -198,9 +252,9 @@ def test_roles_grant_and_revoke(command: Command):
     assert command("roles", "revoke", "alice", "admin").code == 4, "the last administrator"
     command("users", "create", "root", "--password-stdin", "--role", "admin", stdin=PASSWORD)
     assert command("roles", "revoke", "alice", "admin").out == f"alice has clerk.\n{later}"
-    for _ in range(2):
+    for said in ("alice has no roles.", "alice has no roles; nothing was changed."):
         revoked = command("roles", "revoke", "alice", "clerk", "--end-sessions")
-        assert (revoked.code, revoked.out) == (0, "alice has no roles.\nTheir sessions have ended.\n")
+        assert (revoked.code, revoked.out) == (0, f"{said}\nTheir sessions have ended.\n")
     assert command("roles", "delete", "clerk").code == 0
 
 
@@ -244,7 +298,7 @@ def test_clients_create_prints_the_secret_once(command: Command):
         "scopes": ["a", "b"],
         "audience": [],
         "first_party": False,
-        "public": False,
+        "built_in": False,
         "access_lifetime": None,
         "created_at": client["created_at"],
         "secret_changed_at": client["created_at"],
@@ -254,7 +308,9 @@ def test_clients_create_prints_the_secret_once(command: Command):
     assert json.loads(command("clients", "show", "robot", "--json").out) == client
     listed = json.loads(command("clients", "list", "--json").out)
     assert [row["client_id"] for row in listed] == ["first-party", "robot"]
+    assert [row["built_in"] for row in listed] == [True, False]
     assert listed[1] == client
+    assert client.keys() == ClientAnswer.model_fields.keys(), "as the administration API calls them"
     shown = command("clients", "list").out + command("clients", "show", "robot").out
     assert secret not in shown
     assert "robot        enabled   client_credentials  a b\n" in shown
@@ -294,7 +350,7 @@ def test_clients_set_rotate_secret_disable_enable_delete(command: Command):
         (("delete", "first-party"), 4),
         (("rotate-secret", "first-party"), 4),
         (("create", "a b", "--grant", "client_credentials"), 1),
-        (("create", "other"), 1),
+        (("create", "other"), 2),
         (("create", "other", "--grant", "password", "--grant", "refresh_token"), 1),
         (("create", "other", "--grant", "client_credentials", "--scope", "identity:admin"), 1),
         (("create", "other", "--grant", "client_credentials", "--access-lifetime", "601"), 1),
@@ -347,6 +403,9 @@ def test_config_show_masks_the_password_of_the_database(command: Command):
     assert "hunter2" not in outcome.out
     assert "db.example.com:5432/identity" in outcome.out
     assert "warning: IDENTITY_ACESS_LIFETIME" in outcome.out
+    lines = [line for line in outcome.out.splitlines() if line.startswith("IDENTITY_")]
+    assert "None" not in outcome.out
+    assert len({line.rindex("  ") for line in lines}) == 1, "the last column is one"
 
 
 def test_migrate_says_what_it_did(command: Command, new_database):
@@ -364,6 +423,38 @@ def test_a_command_without_a_database_exits_with_five(command: Command, tmp_path
 @pytest.mark.parametrize("arguments", [("serve", "--nonsense"), ("users", "create"), ("nonsense",)])
 def test_wrong_usage_exits_with_two(command: Command, arguments):
     assert command(*arguments).code == 2
+
+
+def test_a_command_in_the_wrong_folder_makes_no_database_and_says_where_it_looked(command: Command, tmp_path):
+    folder = tmp_path / "elsewhere" / "postgres"
+    outcome = command("users", "list", DATABASE_URL="", IDENTITY_EMBEDDED_DIR=str(folder))
+    assert outcome.code == 5
+    assert f"there is no embedded Postgres in {folder}." in outcome.err
+    assert not folder.parent.exists()
+
+
+def test_an_embedded_postgres_that_was_made_is_found_again(open_folder):
+    folder = open_folder / "made"
+    assert not is_made(folder)
+    with postgres(folder):
+        assert is_made(folder)
+    assert is_made(folder)
+
+
+@pytest.mark.parametrize("revision", [None, "0004"])
+def test_a_database_without_the_schema_says_how_to_get_it(command: Command, new_database, revision):
+    url = new_database(f"schema_{revision}")
+    if revision is not None:
+        upgrade(url, revision)
+    outcome = command("audit", "tail", DATABASE_URL=url)
+    assert outcome.code == 5
+    assert "has no schema of this release: run `identity-service migrate`." in outcome.err
+    assert "DATABASE_URL" not in outcome.err
+
+
+def test_the_version_is_told(command: Command):
+    told = command("--version")
+    assert (told.code, told.out) == (0, f"{version('identity-service')}\n")
 
 
 def test_every_error_of_a_dependency_exits_with_five():

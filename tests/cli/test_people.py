@@ -43,6 +43,10 @@ def test_users_list_searches_and_goes_on(people: Command):
     assert listed.err == "identity-service: there are more; go on with --after alice\n"
     assert people("users", "list", "--search", "nobody").out == ""
     assert people("users", "list", "--limit", "0").code == 2
+    people("roles", "grant", "bob", "admin")
+    assert usernames(people, "--role", "admin") == ["bob"]
+    assert usernames(people, "--role", "admin", "--search", "alan") == []
+    assert people("users", "list", "--role", "amdin").code == 3
 
 
 def test_users_reset_password_prints_a_token_once(people: Command):
@@ -90,6 +94,17 @@ def test_sessions_are_listed_and_ended(people: Command, environment, database_ur
     assert (again.code, again.err) == (3, NO_SESSION)
     assert people("sessions", "revoke-all", "alice").out == "Ended 2 sessions.\n"
     assert json.loads(people("sessions", "list", "alice", "--json").out) == []
+
+
+def test_a_role_that_changes_can_end_the_sessions_of_who_has_it(people: Command, environment, database_url):
+    people("roles", "create", "clerk", "--scope", "a")
+    people("roles", "grant", "alice", "clerk")
+    for username in ("alice", "bob"):
+        asyncio.run(begin_session(database_url, username))
+    for more, left in (((), 1), (("--end-sessions",), 0)):
+        assert people("roles", "set", "clerk", "--scope", "b", *more).out == "clerk  b\n"
+        assert len(json.loads(people("sessions", "list", "alice", "--json").out)) == left
+    assert len(json.loads(people("sessions", "list", "bob", "--json").out)) == 1
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ WRONG = {
     "[" * 20_000: "It is not JSON in UTF-8.",
     '{"username": "a", "username": "b"}': "It has a member twice.",
     '{"username": "' + "x" * 70_000 + '"}': "It is longer than 65536 bytes.",
-    '{"username": "x", "is_admin": true}': "It has 1 members that are not among",
+    '{"username": "x", "is_admin": true}': "Members that are not among username",
     '{"username": "x", "password": "SECRET"}': "Passwords are not imported, only their hashes: password_hash.",
     "{}": "The username must consist of letters",
     '{"username": 7}': "username is not a string.",
@@ -187,9 +187,7 @@ def test_a_dry_run_says_what_would_happen_and_changes_nothing(command: Command, 
     )
     outcome = command("users", "import", "-", "--dry-run", stdin=jsonl([ALICE]))
     assert outcome.out == (
-        "1 lines: 0 refused, 0 in conflict with accounts that exist.\n"
-        "Password hashes: 1 bcrypt.\n"
-        "Would import 1 users.\n"
+        "1 line: 0 refused, 0 in conflict with accounts that exist.\nPassword hashes: 1 bcrypt.\nWould import 1 user.\n"
     )
     assert ask("SELECT count(*) FROM users") == ask("SELECT count(*) FROM audit_events") == 0
 
@@ -244,6 +242,12 @@ def test_an_export_overwrites_nothing_and_leaves_no_half_a_file(command: Command
 
 def test_a_file_that_is_not_there_is_a_mistake_of_usage(command: Command, tmp_path: Path):
     assert command("users", "import", str(tmp_path / "none.jsonl")).code == 2
+
+
+def test_csv_is_not_taken_for_a_thousand_wrong_lines(command: Command, tmp_path: Path):
+    (tmp_path / "users.csv").write_text("username,email\nalice,a@example.com\n")
+    refused = command("users", "import", str(tmp_path / "users.csv"))
+    assert (refused.code, "CSV is not read" in refused.err) == (2, True)
 
 
 def test_progress_is_shown_to_somebody_who_watches(command: Command, tmp_path: Path, monkeypatch, capfd):

@@ -282,6 +282,17 @@ async def test_a_client_that_is_shut_out_loses_its_sessions_and_tokens_in_one_go
     assert own
 
 
+async def test_shutting_out_and_letting_in_twice_is_recorded_once(api, backend):
+    api.clock.advance(seconds=1)
+    first = await do(api, registration.disable, "backend")
+    api.clock.advance(seconds=1)
+    assert await do(api, registration.disable, "backend") == first
+    for _ in range(2):
+        assert (await do(api, registration.enable, "backend")).disabled_at is None
+    told = [event[0] for event in await events(api)]
+    assert [told.count(f"client.{verb}d") for verb in ("disable", "enable")] == [1, 1]
+
+
 async def test_an_enabled_client_begins_anew(api, alice, backend):
     tokens, own = await log_in(backend, alice), await backend.access_token()
     await do(api, registration.disable, "backend")
