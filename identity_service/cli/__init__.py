@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from identity_service import errors
-from identity_service.errors import IdentityError
+from identity_service.errors import ConfigurationError, IdentityError
 
 EXIT_CODES: dict[type[IdentityError], int] = {
     errors.ConfigurationError: 2,
@@ -67,9 +67,20 @@ def _top(
     """Users, passwords, sessions and tokens."""
 
 
+def _is_text(argument: str) -> bool:
+    """Python keeps octets that are not UTF-8 as lone surrogates, which no database takes."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def run(*, started_at: datetime) -> None:
     """Run the command that was typed and exit as the table says."""
     try:
+        if not all(_is_text(argument) for argument in sys.argv[1:]):
+            raise ConfigurationError("An argument is not text in UTF-8.")
         typed = sys.argv[1] if len(sys.argv) > 1 else ""
         assemble(typed)(obj=started_at, prog_name="identity-service")
     except IdentityError as error:

@@ -20,6 +20,8 @@ from identity_service.errors import ClientNotFound, ConfigurationError, Identity
 from identity_service.settings import Settings
 from identity_service.shell import client_secret, utc_now
 
+_DAY = 86400
+
 
 @dataclass(frozen=True, slots=True)
 class WantedClient:
@@ -99,10 +101,11 @@ def read(file: Path) -> Wanted:
     """
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        given = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        is_json = text.lstrip().startswith("{")
+        given = json.loads(text, object_pairs_hook=_without_repeats) if is_json else tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read ({error.strerror}).") from None
-    except ValueError as error:  # bad UTF-8 is one too
+    except (ValueError, RecursionError) as error:  # bad UTF-8 is one too
         raise ConfigurationError(f"{file} is neither TOML nor JSON: {error}.") from None
     top = _Table(given, str(file))
     wanted = Wanted(
@@ -113,6 +116,14 @@ def read(file: Path) -> Wanted:
     return wanted
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what TOML refuses too: one name that says two things."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member is there twice")
+    return members
+
+
 def _role(table: "_Table") -> str:
     scope = " ".join(table.words("scopes"))
     table.end()
@@ -121,6 +132,8 @@ def _role(table: "_Table") -> str:
 
 def _client(table: "_Table", folder: Path) -> WantedClient:
     lifetime = table.take("access_lifetime", int, None)
+    if lifetime is not None and not 0 < lifetime <= _DAY:
+        raise ConfigurationError(f"{table.place}.access_lifetime must be between 1 and {_DAY} seconds.")
     secret_file = table.take("secret_file", str, None)
     wanted = WantedClient(
         grants=table.words("grants"),

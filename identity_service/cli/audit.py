@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -18,7 +17,7 @@ from identity_service.audit import Event, chain
 from identity_service.audit import store as events
 from identity_service.audit.chain import Verification
 from identity_service.audit.events import EventFilter, RecordedEvent
-from identity_service.cli.environment import counted, load_settings, operator, print_json, with_database
+from identity_service.cli.environment import counted, load_settings, new_file, operator, print_json, with_database
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError
 from identity_service.shell import utc_now
@@ -36,7 +35,9 @@ T = TypeVar("T")
 @app.command()
 def tail(
     *,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the newest events.")] = 20,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=100_000, help="How many of the newest events.")
+    ] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C.")] = False,
     event: Annotated[
         Event | None, typer.Option(help="Only events of this name, such as user.login.", show_choices=False)
@@ -87,29 +88,24 @@ def tail(
 
 @app.command()
 def export(
-    file: Annotated[str, typer.Argument(help="A new file; - for standard output.")] = "-",
+    file: Annotated[Path, typer.Argument(help="A new file; - for standard output.")] = Path("-"),
     *,
     since: Moment = None,
     until: Moment = None,
 ) -> None:
     """Write events as JSON, one object a line, the oldest first. The export itself is recorded."""
     wanted = EventFilter(since=_utc(since), until=_utc(until))
-    out = sys.stdout if file == "-" else _new_file(Path(file))
 
     async def unit(db: Connection) -> int:
         count = 0
-        async for recorded in events.iterate(db, wanted):
-            out.write(json.dumps(_facts(recorded)) + "\n")
-            count += 1
+        with new_file(file) as out:
+            async for recorded in events.iterate(db, wanted):
+                out.write(json.dumps(_facts(recorded)).encode() + b"\n")
+                count += 1
         await audit.record(db, Event.AUDIT_EXPORTED, None, by=operator(), now=utc_now(), details={"events": count})
         return count
 
-    try:
-        count = _within_one_moment(unit)
-    finally:
-        out.flush()
-        if out is not sys.stdout:
-            out.close()
+    count = _within_one_moment(unit)
     print(f"{counted(count, 'event')}.", file=sys.stderr)
 
 
@@ -166,15 +162,6 @@ def _position_and_hash(text: str) -> tuple[int, bytes]:
         return int(position), bytes.fromhex(digest)
     except ValueError:
         raise ConfigurationError("--expect takes POSITION:HASH, as `audit verify` prints it.") from None
-
-
-def _new_file(path: Path) -> IO[str]:
-    try:
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
-    except FileExistsError:
-        raise ConfigurationError(f"{path} exists already; name a new file.") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written ({error.strerror}).") from None
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -3,16 +3,18 @@
 import asyncio
 import getpass
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 from identity_service import settings as configuration
 from identity_service.audit import Actor
 from identity_service.database import Database, lacks_schema, open_database
 from identity_service.embedded import is_made, postgres
-from identity_service.errors import DatabaseUnavailable
+from identity_service.errors import ConfigurationError, DatabaseUnavailable, IdentityError
 from identity_service.settings import Settings, secret
 
 T = TypeVar("T")
@@ -106,7 +108,61 @@ async def schema_revision(settings: Settings) -> str | None:
 
 def place_of(url: str) -> str:
     """Return host, port and name of a database URL, which may be printed."""
-    return url.rpartition("://")[2].rpartition("@")[2].partition("?")[0] or "the local socket"
+    return url.rpartition("://")[2].partition("?")[0].rpartition("@")[2] or "the local socket"
+
+
+class Output:
+    """Where an export goes, as lines. What goes wrong there is not the database's fault."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, line: bytes) -> None:
+        """Write a line.
+
+        Raises:
+            IdentityError: the disk is full, or the like. Nobody reading any more ends the program without a word.
+        """
+        with _own_failures():
+            self._file.write(line)
+
+    def flush(self) -> None:
+        with _own_failures():
+            self._file.flush()
+
+
+@contextmanager
+def _own_failures() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # What is left in Python's own buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(1) from None
+        raise IdentityError(f"It cannot be written: {error.strerror}.") from None
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Output]:
+    """Open a file that only its owner can read and that was not there before; it goes if it cannot be completed."""
+    if str(path) == "-":
+        out = Output(sys.stdout.buffer)
+        yield out
+        out.flush()
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be made: {error.strerror}.") from None
+    try:
+        with closing(os.fdopen(descriptor, "wb")) as file:
+            out = Output(file)
+            yield out
+            out.flush()
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def counted(count: int, noun: str) -> str:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeAlias, TypeVar
@@ -14,7 +14,7 @@ from identity_service import throttling
 from identity_service.accounts import User, registration, resets, roles, transfer
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
-from identity_service.cli.environment import counted, load_settings, operator, print_json, with_database
+from identity_service.cli.environment import counted, load_settings, new_file, operator, print_json, with_database
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
@@ -106,7 +106,7 @@ def set_user(
 def list_users(
     *,
     search: Annotated[str, typer.Option(help="How the username or the e-mail address begins.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 100,
     role: Annotated[str | None, typer.Option(help="Only those who have it.")] = None,
     after: Annotated[str | None, typer.Option(help="Go on after this username.")] = None,
     as_json: AsJson = False,
@@ -255,12 +255,11 @@ def export_users(
     """Write all accounts as JSON lines that `users import` takes."""
 
     async def work(db: Database, _: Settings) -> None:
-        with _new_file(file) as out:
+        with new_file(file) as out:
             async with db.connection() as connection, connection.transaction():
                 lines = transfer.export_users(connection, with_hashes=not without_hashes, by=operator(), now=utc_now())
                 async for line in lines:
                     out.write(line)
-                out.flush()
 
     with_database(load_settings(), work)
 
@@ -277,24 +276,6 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
                 read += len(line)
             if bar is not None:
                 bar.update(read)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that only its owner can read and that was not there before; it goes if it cannot be completed."""
-    if str(path) == "-":
-        yield sys.stdout.buffer
-        return
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise typer.BadParameter(f"The file cannot be made: {error.strerror}.") from None
-    try:
-        with closing(os.fdopen(descriptor, "wb")) as out:
-            yield out
-    except BaseException:
-        path.unlink()
-        raise
 
 
 def _show_import(report: transfer.ImportReport, *, dry_run: bool, as_json: bool) -> None:

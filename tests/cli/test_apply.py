@@ -117,6 +117,9 @@ def test_json_of_the_same_shape_from_standard_input(command: Command):
     ("text", "code", "said"),
     [
         ("[roles", 2, "neither TOML nor JSON"),
+        ('{"roles": {"a": {}, "a": {}}}', 2, "a member is there twice"),
+        ('{"roles":' * 100_000, 2, "neither TOML nor JSON"),
+        ("[clients.x]\naccess_lifetime = 99999999999999999999", 2, "clients.x.access_lifetime must be between"),
         ("{", 2, "neither TOML nor JSON"),
         ("[rolls.clerk]", 2, "rolls"),
         ("[roles.clerk]\nscope = []", 2, "roles.clerk has a member that nothing is known of: scope"),

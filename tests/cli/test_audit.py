@@ -3,8 +3,12 @@
 import asyncio
 import json
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import asyncpg
+import pytest
 
 from tests.cli.conftest import Command, StartService
 from tests.conftest import PASSWORD
@@ -47,7 +51,7 @@ def test_export_writes_a_line_for_each_event_into_a_file_that_only_its_owner_rea
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     again = command("audit", "export", str(file))
     assert again.code == 2
-    assert "exists already" in again.err
+    assert "File exists" in again.err
     everything = command("audit", "export").out.splitlines()
     assert [json.loads(line)["event"] for line in everything] == ["user.created", "audit.exported"]
     assert command("audit", "export", "--until", "2020-01-01T00:00:00").out == ""
@@ -80,3 +84,26 @@ def test_verify_of_an_untouched_record_is_whole_and_one_of_a_touched_one_is_not(
     touched = command("audit", "verify")
     assert touched.code == 1
     assert "is not what was recorded" in touched.out
+
+
+def test_an_export_that_failed_leaves_nothing_in_the_way_of_the_next(command: Command, tmp_path):
+    file = tmp_path / "events.jsonl"
+    away = command("audit", "export", str(file), DATABASE_URL="postgresql://nobody@127.0.0.1:1/x")
+    assert away.code == 5
+    assert not file.exists()
+    assert command("audit", "export", str(file)).code == 0
+
+
+@pytest.mark.parametrize("noun", ["audit", "users"])
+def test_a_full_disk_is_not_blamed_on_the_database(environment: dict[str, str], noun):
+    program = [sys.executable, "-m", "identity_service", noun, "export", "-"]
+    subprocess.run([*program[:3], "users", "create", "alice", "--no-password"], env=environment, check=True)
+    with Path("/dev/full").open("wb") as full:
+        failed = subprocess.run(program, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (failed.returncode, "No space left" in failed.stderr) == (1, True), failed.stderr
+
+
+@pytest.mark.parametrize("arguments", [("users", "list", "--search", "\udcff"), ("audit", "tail", "--user", "\udcff")])
+def test_octets_that_are_no_text_are_refused_in_one_line(command: Command, arguments):
+    refused = command(*arguments)
+    assert (refused.code, refused.err) == (2, "identity-service: An argument is not text in UTF-8.\n")
