@@ -218,22 +218,24 @@ def by_sql(sql: str) -> Flip:
     return flip
 
 
-def by_rule(rule: Callable[..., Awaitable[object]], subject: str) -> Flip:
-    async def flip(api: Api, _: Robot) -> None:
-        await api.database.transact(lambda db: rule(db, subject, by=TESTER, now=api.clock()))
+async def disable_alice(api: Api, _: Robot) -> None:
+    alice = await api.scalar("SELECT id FROM users WHERE username = 'alice'")
+    await api.database.transact(lambda db: accounts.disable(db, alice, by=TESTER, now=api.clock()))
 
-    return flip
+
+async def disable_backend(api: Api, _: Robot) -> None:
+    await api.database.transact(lambda db: registration.disable(db, "backend", by=TESTER, now=api.clock()))
 
 
 ENDS: dict[str, Flip] = {
     "session ended": by_sql("UPDATE sessions SET revoked_at = now()"),
     "session gone": by_sql("DELETE FROM sessions"),
     "user disabled": by_sql("UPDATE users SET disabled_at = now()"),
-    "user disabled by rule": by_rule(accounts.disable, "alice"),
+    "user disabled by rule": disable_alice,
     "user gone": by_sql("DELETE FROM users"),
     "password changed": by_sql("UPDATE users SET password_changed_at = password_changed_at + interval '1 second'"),
     "client disabled": by_sql("UPDATE clients SET disabled_at = now() WHERE client_id = 'backend'"),
-    "client disabled by rule": by_rule(registration.disable, "backend"),
+    "client disabled by rule": disable_backend,
     "client gone": by_sql("DELETE FROM clients WHERE client_id = 'backend'"),
 }
 
