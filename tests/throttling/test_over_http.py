@@ -93,6 +93,13 @@ async def test_every_route_that_takes_a_secret_is_named_here(api):
         if members(content) & secrets
     }
     assert takes_one == set(LOGINS) | set(CLIENTS) | set(SIGNED_IN) | MAKES_ONE
+    slows_down = {
+        f"{method.upper()} {path}"
+        for path, item in description["paths"].items()
+        for method, operation in item.items()
+        if "429" in operation["responses"]
+    }
+    assert slows_down == (takes_one - MAKES_ONE) | {"POST /password-reset"}
 
 
 @pytest.mark.parametrize("route", LOGINS)
@@ -146,6 +153,23 @@ async def test_client_secrets_are_slowed_as_well_and_only_for_those_who_guess(ap
     async with asking_from(api.app, "198.51.100.1") as elsewhere:
         assert (await attempt(elsewhere, "orders", WRONG)).status_code == 401
     assert (await stranger.post("/revoke", data={"token": "x"})).status_code == 200, "without a secret"
+
+
+async def test_every_route_that_takes_a_clients_secret_says_in_its_description_how_it_slows_down(api, stranger):
+    identifying = {
+        f"{method.upper()} {path}": operation["responses"]
+        for path, item in (await api.http.get("/openapi.json")).json()["paths"].items()
+        for method, operation in item.items()
+        if "invalid_client" in str(operation["responses"].get("401"))
+    }
+    assert identifying.keys() == CLIENTS.keys()
+    for route, described in identifying.items():
+        await api.forget_failures()
+        await fail(stranger, CLIENTS[route], "orders")
+        answer = await CLIENTS[route](stranger, "orders", WRONG)
+        assert_throttled(answer, 1)
+        schema = described["429"]["content"][answer.headers["content-type"]]["schema"]
+        assert answer.json()["error"] in schema["properties"]["error"]["enum"]
 
 
 @pytest.mark.parametrize("route", LOGINS)
