@@ -242,7 +242,11 @@ ENDS: dict[str, Flip] = {
 
 @pytest.mark.parametrize("end", ENDS)
 async def test_whatever_ends_a_session_makes_its_tokens_inactive(api, alice, backend, robot, end):
-    """INT-3: at once, since it asks the database."""
+    """INT-3: at once, since it asks the database.
+
+    F22: there is no "not before" of a user or of everybody that one could overlook. All tokens of a user end with the
+    user's sessions, which a disabling, a password change and a deletion end; all of everybody end with their key.
+    """
     tokens = await log_in(backend, alice)
     assert (await robot.introspect(tokens["access_token"]))["active"]
     await ENDS[end](api, backend)
