@@ -5,9 +5,9 @@ import sys
 from datetime import UTC, datetime
 from time import monotonic
 
-from bench import frame, verifier
+from bench import frame, transfer, verifier
 
-PARTS = (verifier,)
+PARTS = (verifier, transfer)
 
 
 def main(wanted: set[str]) -> None:

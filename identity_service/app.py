@@ -96,7 +96,16 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 breaches = BreachCheck(settings.breach_check_url) if settings.breach_check_url else None
                 scopes = OfferedScopes()
                 runtime = Runtime(
-                    settings, database, keys, revocations, status_lists, passwords, breaches, scopes, metrics, now
+                    settings=settings,
+                    database=database,
+                    keys=keys,
+                    revocations=revocations,
+                    status_lists=status_lists,
+                    passwords=passwords,
+                    breaches=breaches,
+                    offered_scopes=scopes,
+                    metrics=metrics,
+                    now=now,
                 )
                 app.state.runtime = runtime
                 _stop_gently(app, runtime)

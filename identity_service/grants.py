@@ -23,7 +23,7 @@ from identity_service.errors import (
     TokenRejected,
 )
 from identity_service.runtime import Runtime
-from identity_service.sessions import Session, lifecycle, rotation
+from identity_service.sessions import Session, SessionLimits, lifecycle, rotation
 from identity_service.shell import token_id, uuid7
 from identity_service.signing.keyring import Key
 from identity_service.throttling import Attempt
@@ -75,7 +75,7 @@ async def password(
         await count_failure(runtime, attempt, Event.USER_LOGIN, subject, error, by=asking)
         raise
     assert credentials is not None, "an unknown user is never proved"
-    user, now = credentials.user, runtime.now()
+    user, now, limits = credentials.user, runtime.now(), runtime.session_limits(client)
 
     async def start(db: Connection) -> Session:
         await throttling.admit(db, attempt, now=now)
@@ -91,7 +91,7 @@ async def password(
             password_changed_at=user.password_changed_at,
             by=by,
             now=now,
-            limits=runtime.session_limits(client),
+            limits=limits,
         )
 
     try:
@@ -103,7 +103,7 @@ async def password(
                 db, Event.USER_LOGIN, subject, by=asking, now=now, outcome="failure", reason=error.detail
             )
         raise
-    return _issue(runtime, client, key, session, scope=session.scope, now=now)
+    return _issue(runtime, client, key, session, scope=session.scope, now=now, limits=limits)
 
 
 async def count_failure(
@@ -134,19 +134,26 @@ async def refresh_token(
         ScopeRejected: the scope is malformed, or holds more than the login was granted.
     """
     requested = scopes.parse(scope)
-    now = runtime.now()
+    now, limits = runtime.now(), runtime.session_limits(client)
     key = runtime.keys.current.signer(now)
     try:
-        session = await _rotate(runtime, client, unverified_token, requested, by=by, now=now)
+        session = await _rotate(runtime, client, unverified_token, requested, by=by, now=now, limits=limits)
     except SessionEnded as error:
         runtime.metrics.refreshed("reused" if isinstance(error, RefreshTokenReused) else "ended")
         raise
     runtime.metrics.refreshed("rotated" if session.rotated_at == now else "retried")
-    return _issue(runtime, client, key, session, scope=requested or session.scope, now=now)
+    return _issue(runtime, client, key, session, scope=requested or session.scope, now=now, limits=limits)
 
 
 async def _rotate(
-    runtime: Runtime, client: Client, unverified_token: str, scope: Sequence[str], *, by: Actor, now: datetime
+    runtime: Runtime,
+    client: Client,
+    unverified_token: str,
+    scope: Sequence[str],
+    *,
+    by: Actor,
+    now: datetime,
+    limits: SessionLimits,
 ) -> Session:
     try:
         presented = refresh.read(unverified_token, runtime.keys.current, issuer=runtime.settings.issuer_url, now=now)
@@ -154,9 +161,8 @@ async def _rotate(
         raise SessionEnded(detail=error.detail) from None
     if presented.client_id != client.client_id:
         raise SessionEnded(detail="issued to another client")
-    by = replace(by, client_id=client.client_id)
     async with runtime.database.connection() as db:
-        return await rotation.rotate(db, presented, scope=scope, by=by, now=now, limits=runtime.session_limits(client))
+        return await rotation.rotate(db, presented, scope=scope, by=by, now=now, limits=limits)
 
 
 async def client_credentials(runtime: Runtime, client: Client, *, scope: str, by: Actor) -> IssuedToken:
@@ -193,14 +199,21 @@ async def client_credentials(runtime: Runtime, client: Client, *, scope: str, by
 
 
 def _issue(
-    runtime: Runtime, client: Client, key: Key, session: Session, *, scope: Sequence[str], now: datetime
+    runtime: Runtime,
+    client: Client,
+    key: Key,
+    session: Session,
+    *,
+    scope: Sequence[str],
+    now: datetime,
+    limits: SessionLimits,
 ) -> IssuedTokens:
     """Sign the two tokens of a session. A role lost since the login takes its scopes along."""
     settings = runtime.settings
     given = roles.given(session.roles, session.role_scopes)
     scope = tuple(name for name in scope if name in given)
-    expires_at = min(now + runtime.access_lifetime(client), session.expires_at)
-    refresh_expires_at = session.refresh_expires_at(runtime.session_limits(client))
+    expires_at = min(now + limits.access, session.expires_at)
+    refresh_expires_at = session.refresh_expires_at(limits)
     access_token = access.mint(
         key,
         access.AccessClaims(

@@ -32,11 +32,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        # Looking a series up by its labels takes longer than counting in it: those of every request are kept.
         self._series: dict[tuple[str, str, int], Histogram] = {}
+        self._issued_by: dict[str, Counter] = {}
         self._refusals = self._counter("identity_refusals", "Requests refused, by error.", "error")
         self._logins = self._counter("identity_logins", "Logins of users with a password.", "outcome", "reason")
         self._issued = self._counter("identity_tokens_issued", "Answers with an access token.", "grant")
-        self._refreshes = self._counter("identity_refresh", "Refresh tokens presented.", "outcome")
+        refreshes = self._counter("identity_refresh", "Refresh tokens presented.", "outcome")
         self._revocations = self._counter("identity_revocations", "Sessions and tokens revoked here.", "reason")
         self._events = self._counter("identity_audit_events", "Audit events recorded here.", "event", "outcome")
         self._hashes = Histogram(
@@ -55,8 +57,8 @@ class Metrics:
         )
         build = self._gauge("identity_build_info", "The release that runs; always 1.", "version", "schema", mode="max")
         build.labels(version("identity-service"), SCHEMA_HEAD).set(1)
-        for outcome in ("rotated", "retried", "ended", "reused"):  # there before the first time: `increase` needs both
-            self._refreshes.labels(outcome)
+        # There before the first time: `increase` needs both.
+        self._refreshed = {name: refreshes.labels(name) for name in ("rotated", "retried", "ended", "reused")}
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Time an answer. `route` is a template; methods that nobody knows count as one."""
@@ -79,11 +81,14 @@ class Metrics:
             self._revocations.labels(reason or "").inc(times)
 
     def issued(self, grant: str) -> None:
-        self._issued.labels(grant).inc()
+        series = self._issued_by.get(grant)
+        if series is None:
+            series = self._issued_by[grant] = self._issued.labels(grant)
+        series.inc()
 
     def refreshed(self, outcome: str) -> None:
         """Count what came of a refresh token: `rotated`, `retried`, `ended` or `reused`."""
-        self._refreshes.labels(outcome).inc()
+        self._refreshed[outcome].inc()
 
     def hashed(self, seconds: float) -> None:
         self._hashes.observe(seconds)

@@ -1,6 +1,7 @@
 """Refreshing a session: one row, one statement. Starting and ending sessions is next door in `lifecycle`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from identity_service.audit import Actor
@@ -21,7 +22,7 @@ async def rotate(
 
     Args:
         db: a connection outside of any transaction: what is found out here must outlive the refusal.
-        by: who presents the token; an end of the session is recorded in their name.
+        by: who presents the token; an end of the session is recorded in their name and that of the token's client.
         scope: what is asked for this time; nothing is spent when it exceeds what the login was granted.
 
     Raises:
@@ -56,6 +57,7 @@ async def _answer_retry_or_end(
     retried = just_spent and now - current.rotated_at <= limits.retry_window
     if presented.generation < current.generation and not retried:
         # Committed before refusing: raising inside the transaction would bring the family back.
+        by = replace(by, client_id=presented.client_id)
         async with db.transaction():
             await lifecycle.end(db, current.id, reason=Reason.REUSE, by=by, now=now)
         raise RefreshTokenReused(

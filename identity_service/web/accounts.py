@@ -97,7 +97,7 @@ class UserAnswer(BaseModel):
 @router.post(
     "/users",
     status_code=201,
-    responses=refusals(*JSON_BODY, errors.SignupClosed, *NAMES, errors.PasswordRejected, *_HASHES),
+    responses=refusals(*JSON_BODY, errors.SignupClosed, *NAMES, errors.PasswordRejected, errors.Unavailable),
 )
 @public
 async def sign_up(request: Request, response: Response, body: NewUser) -> UserAnswer:

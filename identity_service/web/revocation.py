@@ -29,7 +29,7 @@ class Nothing(BaseModel):
 @router.post(
     "/revoke",
     response_model=Nothing,
-    responses=oauth.described(errors.ClientRejected, errors.Unavailable),
+    responses=oauth.described(errors.ClientRejected, errors.Throttled, errors.Unavailable),
     openapi_extra=oauth.form_schema("token", "token_type_hint"),
 )
 @public

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from identity_service.cli import run
-from identity_service.cli.migrate import upgrade
 from tests.services import Service, environment_of, start_service
 
 
@@ -62,10 +61,11 @@ _databases = count()
 
 
 @pytest.fixture(scope="module")
-def running(new_database: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service for all tests that only ask something of it."""
-    url = new_database(f"running{next(_databases)}")
-    upgrade(url)
+def running(
+    new_database: Callable[..., str], migrated: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """One service for all tests of a file that only ask something of it."""
+    url = new_database(f"running{next(_databases)}", template="pristine")
     service = start_service(environment_of(url, tmp_path_factory.mktemp("running") / "keys"))
     service.wait_until_ready()
     yield service

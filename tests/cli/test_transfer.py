@@ -263,16 +263,14 @@ def test_progress_is_shown_to_somebody_who_watches(command: Command, tmp_path: P
     os.close(terminal)
 
 
-def test_twenty_thousand_users_come_in_within_seconds(command: Command, ask, tmp_path: Path):
-    """A fifth of the goal of 100 000 a minute: neighbours may be busy."""
+def test_two_thousand_users_come_in_within_seconds(command: Command, ask, tmp_path: Path):
+    """A fifth of the goal of 100 000 a minute, which `make bench ONLY=P20` measures: neighbours may be busy."""
     file = tmp_path / "users.jsonl"
-    lines = (
-        {"username": f"user.{n}", "email": f"user.{n}@example.com", "password_hash": BCRYPT} for n in range(20_000)
-    )
+    lines = ({"username": f"user.{n}", "email": f"user.{n}@example.com", "password_hash": BCRYPT} for n in range(2_000))
     file.write_text(jsonl(lines))
     started = time.monotonic()
     assert command("users", "import", str(file)).code == 0
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 6
     again = command("users", "import", str(file), "--json")
-    assert (again.code, json.loads(again.out)["conflicts"]) == (4, 20_000)
-    assert ask("SELECT count(*) FROM users") == 20_000
+    assert (again.code, json.loads(again.out)["conflicts"]) == (4, 2_000)
+    assert ask("SELECT count(*) FROM users") == 2_000

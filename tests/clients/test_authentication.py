@@ -1,5 +1,6 @@
 """How clients prove who they are, at all three endpoints alike (TOK-6, TOK-7, F6, F46, F47)."""
 
+import hmac
 import statistics
 import time
 from base64 import b64encode
@@ -195,6 +196,31 @@ async def test_a_client_that_is_built_in_costs_no_query(api, alice):
         await api.scalar("ALTER TABLE hidden RENAME TO clients")
     assert [answer.status_code for answer in asked] == [400, 400]
     assert (await api.refresh(token)).status_code == 200
+
+
+def test_secrets_are_compared_in_constant_time_and_as_often_whoever_asks(monkeypatch):
+    """F45: by `hmac.compare_digest`, and by nothing else. Watched, not replaced."""
+    compared = []
+    compare = hmac.compare_digest
+
+    def watched(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    right = authentication.digest("right")
+    known = ClientCredentials(FIRST_PARTY, right, None)
+    assert authentication.prove(known, "right", now=START) is FIRST_PARTY
+    assert compared.pop(0) == (right, right)
+    assert len(compared) == 1
+    for credentials, secret in ((known, "wrong"), (known, ""), (None, "right")):
+        compared.clear()
+        with pytest.raises(ClientRejected):
+            authentication.prove(credentials, secret, now=START)
+        assert [one for one, _ in compared] == [authentication.digest(secret)] * 2
+    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: False)
+    with pytest.raises(ClientRejected):
+        authentication.prove(known, "right", now=START)
 
 
 def test_unknown_clients_and_wrong_secrets_take_the_same_time():

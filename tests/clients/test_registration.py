@@ -246,8 +246,11 @@ async def test_fifty_simultaneous_rotations_leave_two_secrets_that_work(api):
     await asyncio.gather(
         *(do(api, registration.rotate_secret, "robot", secret=secret, overlap=day) for secret in secrets)
     )
-    answers = [await Robot(api, "robot", secret).token() for secret in (robot.secret, *secrets)]
-    assert sorted(answer.status_code for answer in answers) == [200] * 2 + [401] * 49
+    statuses = []
+    for secret in (robot.secret, *secrets):
+        await api.forget_failures()
+        statuses.append((await Robot(api, "robot", secret).token()).status_code)
+    assert sorted(statuses) == [200] * 2 + [401] * 49
 
 
 # Disabling

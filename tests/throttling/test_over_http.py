@@ -93,6 +93,13 @@ async def test_every_route_that_takes_a_secret_is_named_here(api):
         if members(content) & secrets
     }
     assert takes_one == set(LOGINS) | set(CLIENTS) | set(SIGNED_IN) | MAKES_ONE
+    slows_down = {
+        f"{method.upper()} {path}"
+        for path, item in description["paths"].items()
+        for method, operation in item.items()
+        if "429" in operation["responses"]
+    }
+    assert slows_down == (takes_one - MAKES_ONE) | {"POST /password-reset"}
 
 
 @pytest.mark.parametrize("route", LOGINS)
@@ -159,6 +166,23 @@ async def test_whoever_guesses_from_an_address_does_not_keep_out_the_services_be
     assert right.status_code != 429
     assert right.status_code == 200 or right.json()["error"] == "invalid_grant", "the client was let in"
     assert_throttled(await CLIENTS[route](stranger, "orders", WRONG), 1)
+
+
+async def test_every_route_that_takes_a_clients_secret_says_in_its_description_how_it_slows_down(api, stranger):
+    identifying = {
+        f"{method.upper()} {path}": operation["responses"]
+        for path, item in (await api.http.get("/openapi.json")).json()["paths"].items()
+        for method, operation in item.items()
+        if "invalid_client" in str(operation["responses"].get("401"))
+    }
+    assert identifying.keys() == CLIENTS.keys()
+    for route, described in identifying.items():
+        await api.forget_failures()
+        await fail(stranger, CLIENTS[route], "orders")
+        answer = await CLIENTS[route](stranger, "orders", WRONG)
+        assert_throttled(answer, 1)
+        schema = described["429"]["content"][answer.headers["content-type"]]["schema"]
+        assert answer.json()["error"] in schema["properties"]["error"]["enum"]
 
 
 @pytest.mark.parametrize("route", LOGINS)
@@ -294,15 +318,19 @@ async def test_the_limiter_does_not_tell_unknown_users_apart(api, alice, bob, st
         assert {name: answer for name, answer in answers.items() if answer != answers["alice"]} == {}
 
 
-async def test_a_throttled_answer_takes_as_long_for_nobody_as_for_somebody(api, alice, stranger):
-    names = ("alice", "nobody", "not a name")
+@pytest.mark.parametrize("route", LOGINS)
+async def test_a_throttled_answer_takes_as_long_for_nobody_as_for_somebody(
+    api, alice, bob, stranger, route, pytestconfig
+):
+    await api.scalar("UPDATE users SET disabled_at = now() WHERE username = 'bob'")
+    names = ("alice", "bob", "nobody", "not a name")
     for name in names:
-        await fail(stranger, by_token, name)
+        await fail(stranger, LOGINS[route], name)
     durations: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(60):
+    for _ in range(200 if pytestconfig.getoption("--soak") else 60):
         for name in names:
             started = time.perf_counter()
-            assert (await by_token(stranger, name, WRONG)).status_code == 429
+            assert (await LOGINS[route](stranger, name, WRONG)).status_code == 429
             durations[name].append(time.perf_counter() - started)
     typical = {name: statistics.quantiles(values, n=10)[0] for name, values in durations.items()}
     assert max(typical.values()) < 2 * min(typical.values()), typical

@@ -22,6 +22,7 @@ from identity_service.shell import client_secret
 from identity_service.tokens import jws
 from identity_service.web.dependencies import PUBLIC
 from tests.conftest import ISSUER, PASSWORD, START, TESTER, Account, Api, bearer
+from tests.conftest import register as register_client
 from tests.web.answers import problem, seen
 from tests.web.test_routes import is_guarded, routes_of
 
@@ -159,8 +160,25 @@ async def user_with_another_role(api: Api) -> Caller:
     return Caller(bearer(await token_of(account, "orders:read identity:admin")), (403, NOT_PERMITTED))
 
 
+INVALID = 'Bearer realm="identity", error="invalid_token", error_description='
+INVALID += '"The token is invalid, expired or revoked."'
+
+
 async def service(api: Api) -> Caller:
-    """A token of client_credentials that says everything it should not."""
+    """A registered client with a token for itself."""
+    token = await (await register_client(api, "robot")).access_token()
+    return Caller(bearer(token), (401, INVALID), (401, INVALID))
+
+
+async def service_of_our_own(api: Api) -> Caller:
+    """Its tokens are for this service too, which still is about people."""
+    token = await (await register_client(api, "backend", first_party=True)).access_token()
+    assert ISSUER in claims_of(token)["aud"]
+    return Caller(bearer(token), (401, INVALID), (401, INVALID))
+
+
+async def service_with_a_token_that_cannot_be(api: Api) -> Caller:
+    """Signed by us, and says everything it should not."""
     now = int(api.clock().timestamp())
     claims = {
         "iss": ISSUER,
@@ -174,9 +192,7 @@ async def service(api: Api) -> Caller:
         "status": {"status_list": {"idx": 1, "uri": f"{ISSUER}/status-lists/0"}},
     }
     token = jws.sign(api.keys.current.signer(api.clock()), "at+jwt", claims)
-    refusal = 'Bearer realm="identity", error="invalid_token", error_description='
-    refusal += '"The token is invalid, expired or revoked."'
-    return Caller(bearer(token), (401, refusal), (401, refusal))
+    return Caller(bearer(token), (401, INVALID), (401, INVALID))
 
 
 async def administrator_without_the_scope(api: Api) -> Caller:
@@ -208,6 +224,8 @@ CALLERS: tuple[Callable[[Api], Awaitable[Caller]], ...] = (
     user,
     user_with_another_role,
     service,
+    service_of_our_own,
+    service_with_a_token_that_cannot_be,
     administrator_without_the_scope,
     administrator_who_lost_the_role,
     administrator_of_yesterday,
@@ -251,23 +269,27 @@ async def test_who_may_call_what(api, bob, who):
             assert told == caller.at_admin, (method, path, answer.text)
     if caller.at_admin is not None:
         assert await everything(api) == before
-        for (method, path), row in OWN_ROUTES.items():
-            given = {"json": row.body} if row.body is not None else {}
-            answer = await api.http.request(method, path.format(**places), headers=caller.headers, **given)
-            if caller.at_own is None:
-                assert answer.status_code == row.status, (method, path, answer.text)
-                schema[path][method].validate_response(answer)
-            else:
-                assert (answer.status_code, answer.headers["www-authenticate"]) == caller.at_own
+    for (method, path), row in OWN_ROUTES.items():
+        given = {"json": row.body} if row.body is not None else {}
+        answer = await api.http.request(method, path.format(**places), headers=caller.headers, **given)
+        if caller.at_own is None:
+            assert answer.status_code == row.status, (method, path, answer.text)
+            schema[path][method].validate_response(answer)
+        else:
+            assert (answer.status_code, answer.headers["www-authenticate"]) == caller.at_own
+    if caller.at_own is not None:
+        assert await everything(api) == before
+    if caller.at_admin is not None:
         assert (await api.refresh(bobs["refresh_token"])).status_code == 200
 
 
-TABLES = ("users", "sessions", "roles", "clients", "revoked_tokens", "password_resets")
+TABLES = ("users", "sessions", "roles", "clients", "client_tokens", "revoked_tokens", "password_resets", "throttles")
 
 
 async def everything(api: Api) -> list[Any]:
+    """Return all that an administrator could change."""
     rows = "SELECT array_agg(t::text ORDER BY t::text) FROM {} AS t"
-    return [await api.scalar(rows.format(table)) for table in TABLES]
+    return [api.keys.folder.read(), *[await api.scalar(rows.format(table)) for table in TABLES]]
 
 
 async def create_client(api: Api) -> None:

@@ -59,10 +59,16 @@ async def post(api: Api, content: bytes, content_type: str | None = FORM, **head
 
 
 @pytest.fixture(scope="module")
-async def shared(shared_api: Api) -> Api:
-    """A service that knows alice, for the tables of this file: none of their rows leaves anything behind."""
+async def knows_alice(shared_api: Api) -> Api:
     await shared_api.sign_up("alice")
     return shared_api
+
+
+@pytest.fixture
+async def shared(knows_alice: Api) -> Api:
+    """A service that knows alice, for the tables of this file: none of their rows leaves anything behind."""
+    await knows_alice.forget_failures()
+    return knows_alice
 
 
 # The request
