@@ -9,6 +9,7 @@ import pytest
 
 from identity_service.accounts import registration as accounts
 from identity_service.clients import registration
+from identity_service.database import Connection
 from tests.conftest import ISSUER, TESTER, Account, Api, Robot, bearer, register
 
 INACTIVE = {"active": False}
@@ -225,11 +226,19 @@ def by_rule(rule: Callable[..., Awaitable[object]], subject: str) -> Flip:
     return flip
 
 
+async def disable_alice(api: Api, _: Robot) -> None:
+    async def unit(db: Connection) -> None:
+        alice = await accounts.find_named(db, "alice")
+        await accounts.disable(db, alice.id, by=TESTER, now=api.clock())
+
+    await api.database.transact(unit)
+
+
 ENDS: dict[str, Flip] = {
     "session ended": by_sql("UPDATE sessions SET revoked_at = now()"),
     "session gone": by_sql("DELETE FROM sessions"),
     "user disabled": by_sql("UPDATE users SET disabled_at = now()"),
-    "user disabled by rule": by_rule(accounts.disable, "alice"),
+    "user disabled by rule": disable_alice,
     "user gone": by_sql("DELETE FROM users"),
     "password changed": by_sql("UPDATE users SET password_changed_at = password_changed_at + interval '1 second'"),
     "client disabled": by_sql("UPDATE clients SET disabled_at = now() WHERE client_id = 'backend'"),
