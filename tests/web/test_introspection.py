@@ -9,6 +9,7 @@ import pytest
 
 from identity_service.accounts import registration as accounts
 from identity_service.clients import registration
+from identity_service.database import Connection
 from tests.conftest import ISSUER, TESTER, Account, Api, Robot, bearer, register
 
 INACTIVE = {"active": False}
@@ -225,6 +226,14 @@ async def disable_alice(api: Api, _: Robot) -> None:
 
 async def disable_backend(api: Api, _: Robot) -> None:
     await api.database.transact(lambda db: registration.disable(db, "backend", by=TESTER, now=api.clock()))
+
+
+async def disable_alice(api: Api, _: Robot) -> None:
+    async def unit(db: Connection) -> None:
+        alice = await accounts.find_named(db, "alice")
+        await accounts.disable(db, alice.id, by=TESTER, now=api.clock())
+
+    await api.database.transact(unit)
 
 
 ENDS: dict[str, Flip] = {
