@@ -219,11 +219,6 @@ def by_sql(sql: str) -> Flip:
     return flip
 
 
-async def disable_alice(api: Api, _: Robot) -> None:
-    alice = await api.scalar("SELECT id FROM users WHERE username = 'alice'")
-    await api.database.transact(lambda db: accounts.disable(db, alice, by=TESTER, now=api.clock()))
-
-
 async def disable_backend(api: Api, _: Robot) -> None:
     await api.database.transact(lambda db: registration.disable(db, "backend", by=TESTER, now=api.clock()))
 
