@@ -69,11 +69,12 @@ async def password(
     credentials = identified.credentials
     subject = Subject("user", str(credentials.user.id)) if credentials is not None else None
     asking = replace(by, client_id=client.client_id)
-    try:
-        verdict = await authentication.prove(credentials, password, runtime.passwords)
-    except InvalidCredentials as error:
-        await count_failure(runtime, attempt, Event.USER_LOGIN, subject, error, by=asking)
-        raise
+    verdict = await authentication.prove(
+        credentials,
+        password,
+        runtime.passwords,
+        count=lambda error: count_failure(runtime, attempt, Event.USER_LOGIN, subject, error, by=asking),
+    )
     assert credentials is not None, "an unknown user is never proved"
     user, now, limits = credentials.user, runtime.now(), runtime.session_limits(client)
 
@@ -94,15 +95,16 @@ async def password(
             limits=limits,
         )
 
-    try:
-        session = await runtime.database.transact(start)
-    except InvalidCredentials as error:
-        # Overtaken by a change of the account. The password was right, so that this was no guess.
-        async with runtime.database.connection() as db:
-            await audit.record(
-                db, Event.USER_LOGIN, subject, by=asking, now=now, outcome="failure", reason=error.detail
-            )
-        raise
+    async with runtime.passwords.holding_back(verdict):
+        try:
+            session = await runtime.database.transact(start)
+        except InvalidCredentials as error:
+            # Overtaken by a change of the account. The password was right, so that this was no guess.
+            async with runtime.database.connection() as db:
+                await audit.record(
+                    db, Event.USER_LOGIN, subject, by=asking, now=now, outcome="failure", reason=error.detail
+                )
+            raise
     return _issue(runtime, client, key, session, scope=session.scope, now=now, limits=limits)
 
 

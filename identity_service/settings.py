@@ -116,9 +116,10 @@ class Settings(BaseModel):
     password_grant: Switch = "on"  # noqa: S105 - a switch, not a secret
     password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
     breach_check_url: str = ""
-    argon2_memory_kib: Annotated[int, Field(ge=8, le=4_194_304)] = 19456
-    argon2_time_cost: Annotated[int, Field(ge=1, le=100)] = 2
-    argon2_parallelism: Annotated[int, Field(ge=1, le=64)] = 1
+    # The ceilings of `accounts.formats`: a login refuses what is above, whoever wrote it.
+    argon2_memory_kib: Annotated[int, Field(ge=8, le=262_144)] = 19456
+    argon2_time_cost: Annotated[int, Field(ge=1, le=64)] = 2
+    argon2_parallelism: Annotated[int, Field(ge=1, le=16)] = 1
 
     @property
     def host(self) -> str:
@@ -222,6 +223,10 @@ class Settings(BaseModel):
             raise ValueError(
                 "IDENTITY_ARGON2_MEMORY_KIB must be at least 8 times IDENTITY_ARGON2_PARALLELISM (RFC 9106 3.1)"
             )
+        if self.argon2_memory_kib * self.argon2_time_cost > 1_048_576:
+            raise ValueError("IDENTITY_ARGON2_MEMORY_KIB times IDENTITY_ARGON2_TIME_COST must be at most 1048576")
+        if self.argon2_time_cost * self.argon2_parallelism > 256:
+            raise ValueError("IDENTITY_ARGON2_TIME_COST times IDENTITY_ARGON2_PARALLELISM must be at most 256")
         if self.metrics_bind == self.bind:
             raise ValueError("IDENTITY_METRICS_BIND must be another address than IDENTITY_BIND")
         if self.refresh_retry_window >= self.session_lifetime:

@@ -64,6 +64,15 @@ def test_the_default_issuer_follows_the_port():
         ({"IDENTITY_THROTTLE_EXEMPT": "*"}, "IDENTITY_THROTTLE_EXEMPT: must list addresses or networks"),
         ({"IDENTITY_PASSWORD_MIN_LENGTH": "4"}, "IDENTITY_PASSWORD_MIN_LENGTH: input should be greater"),
         ({"IDENTITY_ARGON2_MEMORY_KIB": "8", "IDENTITY_ARGON2_PARALLELISM": "4"}, "IDENTITY_ARGON2_MEMORY_KIB must be"),
+        (
+            {"IDENTITY_ARGON2_MEMORY_KIB": "2097152"},
+            "IDENTITY_ARGON2_MEMORY_KIB: input should be less than or equal to",
+        ),
+        (
+            {"IDENTITY_ARGON2_MEMORY_KIB": "65536", "IDENTITY_ARGON2_TIME_COST": "17"},
+            "IDENTITY_ARGON2_MEMORY_KIB times",
+        ),
+        ({"IDENTITY_ARGON2_TIME_COST": "17", "IDENTITY_ARGON2_PARALLELISM": "16"}, "IDENTITY_ARGON2_TIME_COST times"),
         ({"IDENTITY_SESSION_LIFETIME": "20"}, "IDENTITY_REFRESH_RETRY_WINDOW must be shorter"),
         ({"DATABASE_URL": "postgresql://a/x", "IDENTITY_DATABASE_URL": "postgresql://b/x"}, "are both set and differ"),
         ({"IDENTITY_ALLOWED_ORIGINS": "http://app.example"}, "IDENTITY_ALLOWED_ORIGINS: must list https origins"),

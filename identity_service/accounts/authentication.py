@@ -1,6 +1,7 @@
 """Proving who asks: by password at a login, by a live session at our own API."""
 
 import unicodedata
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -46,10 +47,19 @@ def _bare(impossible_username: str) -> str:
     return "".join(character for character in folded if character.isprintable() and character != " ")
 
 
-async def prove(credentials: Credentials | None, unverified_password: str, hashing: PasswordHashing) -> Verdict:
-    """Return the verdict on a password that matched.
+async def prove(
+    credentials: Credentials | None,
+    unverified_password: str,
+    hashing: PasswordHashing,
+    *,
+    count: Callable[[InvalidCredentials], Awaitable[None]],
+) -> Verdict:
+    """Return the verdict on a password that matched. What it opens is opened within `hashing.holding_back`.
 
     Unknown user, wrong password and disabled account cost one hash each, take one time and raise one error.
+
+    Args:
+        count: is told of a refusal before it is held back, and may raise another error in its place.
 
     Raises:
         InvalidCredentials: do not say why; the detail, for the audit, is a stable word.
@@ -58,12 +68,16 @@ async def prove(credentials: Credentials | None, unverified_password: str, hashi
     try:
         password = normalise(unverified_password)
     except PasswordRejected as error:
-        raise InvalidCredentials(detail=error.reason) from None
+        impossible = InvalidCredentials(detail=error.reason)
+        await count(impossible)
+        raise impossible from None
     password_hash = credentials.password_hash if credentials is not None else None
     verdict = await hashing.verify(password_hash, password, as_sent=unverified_password)
-    if refusal := _refusal(credentials, verdict):
-        await hashing.hold_back(verdict)
-        raise InvalidCredentials(detail=refusal)
+    if reason := _refusal(credentials, verdict):
+        async with hashing.holding_back(verdict):
+            refusal = InvalidCredentials(detail=reason)
+            await count(refusal)
+            raise refusal
     return verdict
 
 

@@ -21,12 +21,15 @@ UNUSABLE = "!"
 """Stands where an account without a password has its hash. Django marks such accounts with it too."""
 
 MOST_BCRYPT_COST = 14
-MOST_ROUNDS = 3_000_000
+MOST_ROUNDS = {"sha1": 3_000_000, "sha256": 3_000_000, "sha512": 1_500_000}
 """Of PBKDF2, times the blocks of its output."""
 MOST_MEMORY_KIB = 256 * 1024
 """Of Argon2 and of scrypt."""
 MOST_ARGON2_WORK = 1024 * 1024
 """Memory in KiB times passes."""
+MOST_ARGON2_PASSES = 64
+MOST_LANE_PASSES = 256
+"""Passes times lanes. Each takes four threads, which cost more than the work when there is little memory."""
 MOST_SCRYPT_WORK = 2**21
 """N times r times p."""
 MOST_LANES = 16
@@ -81,7 +84,9 @@ def _argon2(match: re.Match[str]) -> StoredHash:
     memory, passes, lanes = int(match["m"]), int(match["t"]), int(match["p"])
     _check(lanes, range(1, MOST_LANES + 1), "lanes")
     _check(memory, range(8 * lanes, MOST_MEMORY_KIB + 1), "memory")
+    _check(passes, range(1, MOST_ARGON2_PASSES + 1), "passes")
     _check(memory * passes, range(1, MOST_ARGON2_WORK + 1), "memory times passes")
+    _check(passes * lanes, range(1, MOST_LANE_PASSES + 1), "passes times lanes")
     _check(len(_base64(match["salt"])), range(_ARGON2_LEAST_SALT, SALT_BYTES.stop), "length of the salt")
     _check(len(_base64(match["digest"])), DIGEST_BYTES, "length of the digest")
     phc = match["phc"]
@@ -132,7 +137,7 @@ def _pbkdf2(match: re.Match[str], salt: bytes, digest: bytes) -> StoredHash:
     _check(len(salt), SALT_BYTES, "length of the salt")
     _check(len(digest), DIGEST_BYTES, "length of the digest")
     blocks = -(-len(digest) // hashlib.new(algorithm, usedforsecurity=False).digest_size)
-    _check(rounds * blocks, range(1, MOST_ROUNDS + 1), "iterations")
+    _check(rounds * blocks, range(1, MOST_ROUNDS[algorithm] + 1), "iterations")
 
     def is_digest_of(password: bytes) -> bool:
         made = hashlib.pbkdf2_hmac(algorithm, password, salt, rounds, len(digest))

@@ -14,20 +14,22 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import VerificationError
 
 from identity_service.accounts import formats
 from identity_service.accounts.formats import HashRejected, StoredHash
-from identity_service.errors import HashingOverloaded
+from identity_service.errors import HashingOverloaded, IdentityError
 
 T = TypeVar("T")
+Kind: TypeAlias = tuple[str, str]
+"""Format and cost of a hash."""
 
 NICENESS = 10
 """Priority of the hashing threads: below the event loop, so that a flood of logins leaves refreshes their latency."""
@@ -38,6 +40,12 @@ DEADLINE_SECONDS = 8.0
 
 STEP = 4
 """The step of refusals, in times of the slowest one: room for a second spelling, and for other work on the machine."""
+
+MOST_STEP_SECONDS = 4.0
+"""Both spellings of the costliest hash that `formats` takes, and today's on top: nobody has to wait for longer."""
+
+LOOKS_UNTIL_GONE = 60
+"""In how many looks in a row a kind must be missing. In a large table a look is at a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +62,20 @@ class Verdict:
     """Whether a password matched, and the hash to store instead when the stored one is not of today's kind.
 
     Args:
-        refuse_at: when to answer if it is a refusal, on the monotonic clock; see `PasswordHashing.hold_back`.
+        refuse_at: when to answer if it is a refusal, on the monotonic clock; see `PasswordHashing.holding_back`.
     """
 
     matched: bool
     replacement: str | None = None
     refuse_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a refusal takes for a kind of hash, at best, and how many looks in a row did not find one."""
+
+    seconds: float
+    missed: int = 0
 
 
 class PasswordHashing:
@@ -92,8 +108,8 @@ class PasswordHashing:
         self._estimates = _BoundedThreads(1, ESTIMATES_AT_ONCE)
         # For users that do not exist: nobody knows its password, and it costs what a real one does.
         self._nobodys_hash = self._hasher.hash(secrets.token_urlsafe(32))
-        # What a refusal takes for each kind of stored hash but today's.
-        self._seconds: dict[tuple[str, str], float] = {}
+        # The kinds of stored hashes but today's. Changed by the threads as well, a whole entry at a time.
+        self._kinds: dict[Kind, _Known] = {}
 
     @property
     def waiting(self) -> int:
@@ -131,10 +147,18 @@ class PasswordHashing:
         spellings = dict.fromkeys((password, as_sent if as_sent is not None else password))
         return await self._hashes.run(lambda: self._verify(password_hash, list(spellings)), self._deadline)
 
-    async def hold_back(self, verdict: Verdict) -> None:
-        """Wait until the moment at which every refusal that was asked for at the same time is answered."""
-        if (wait := verdict.refuse_at - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
+    @contextlib.asynccontextmanager
+    async def holding_back(self, verdict: Verdict) -> AsyncIterator[None]:
+        """Let a refusal within wait for the moment at which those that were asked for at the same time are answered.
+
+        What has to be done about it comes within as well: guesses sent at once must not wait side by side, uncounted.
+        """
+        try:
+            yield
+        except IdentityError:
+            if (wait := verdict.refuse_at - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            raise
 
     @property
     def own_kind(self) -> str:
@@ -142,14 +166,24 @@ class PasswordHashing:
         return self._nobodys_hash.rpartition("$")[0].rpartition("$")[0] + "$"
 
     async def learn(self, password_hashes: Iterable[str]) -> None:
-        """Measure what it takes to verify hashes of the kinds that are stored, each kind once.
+        """Take up a look at the stored hashes: measure kinds that are new, forget those that have long been missing.
+
+        The slowest, which makes the step, is measured again: the machine may have been busy.
 
         Raises:
             HashingOverloaded: the queue is full or the deadline passed.
         """
-        for password_hash in password_hashes:
-            stored = _read(password_hash)
-            if stored is not None and self._is_outdated(password_hash) and _kind(stored) not in self._seconds:
+        found = await self._estimates.run(lambda: self._outdated(password_hashes), self._deadline)
+        for kind, known in list(self._kinds.items()):
+            if kind in found:
+                self._kinds[kind] = replace(known, missed=0)
+            elif known.missed + 1 < LOOKS_UNTIL_GONE:
+                self._kinds[kind] = replace(known, missed=known.missed + 1)
+            else:
+                del self._kinds[kind]
+        slowest = max((known.seconds for known in list(self._kinds.values())), default=0.0)
+        for kind, stored in found.items():
+            if kind not in self._kinds or self._kinds[kind].seconds == slowest:
                 await self.estimate(lambda stored=stored: self._measure(stored))  # type: ignore[misc]
 
     def close(self) -> None:
@@ -174,8 +208,17 @@ class PasswordHashing:
             replacement = self._hasher.hash(spellings[0])
         else:
             self._spend_as_much(spellings[0])  # a cheaper hash must not tell that the account exists
-        self._seconds.setdefault(_kind(stored), time.monotonic() - began)
+        self._note(stored, time.monotonic() - began)
         return Verdict(matched, replacement, refuse_at=self._end_of_step(began))
+
+    def _outdated(self, password_hashes: Iterable[str]) -> dict[Kind, StoredHash]:
+        """Return a hash of each kind but today's."""
+        found = {}
+        for password_hash in password_hashes:
+            stored = _read(password_hash)
+            if stored is not None and self._is_outdated(password_hash):
+                found[_kind(stored)] = stored
+        return found
 
     def _is_outdated(self, password_hash: str) -> bool:
         return not password_hash.startswith(self.own_kind) or self._hasher.check_needs_rehash(password_hash)
@@ -184,13 +227,19 @@ class PasswordHashing:
         began = time.monotonic()
         stored.matches(secrets.token_urlsafe(12))
         self._spend_as_much("")
-        self._seconds.setdefault(_kind(stored), time.monotonic() - began)
+        self._note(stored, time.monotonic() - began)
+
+    def _note(self, stored: StoredHash, seconds: float) -> None:
+        """Note what a refusal took. The fastest one was disturbed the least."""
+        known = self._kinds.get(_kind(stored))
+        self._kinds[_kind(stored)] = _Known(min(seconds, known.seconds) if known is not None else seconds)
 
     def _end_of_step(self, began: float) -> float:
         """Return when a refusal is answered whose work began then and has just been done."""
-        if not self._seconds:
+        slowest = max((known.seconds for known in list(self._kinds.values())), default=0.0)
+        if not slowest:
             return 0.0
-        step = STEP * max(self._seconds.values())
+        step = min(STEP * slowest, MOST_STEP_SECONDS)
         return began + step * ceil((time.monotonic() - began) / step)
 
     def _spend_as_much(self, password: str) -> None:
@@ -206,7 +255,7 @@ def _read(password_hash: str) -> StoredHash | None:
         return None
 
 
-def _kind(stored: StoredHash) -> tuple[str, str]:
+def _kind(stored: StoredHash) -> Kind:
     return stored.format, stored.cost
 
 

@@ -223,14 +223,21 @@ async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
         credentials = await store.find_credentials_by_id(db, user.id)
     if credentials is None:
         raise UserNotFound
+    subject = Subject("user", str(user.id))
     try:
-        await authentication.prove(credentials, password, runtime.passwords)
+        verdict = await authentication.prove(
+            credentials,
+            password,
+            runtime.passwords,
+            count=lambda error: grants.count_failure(
+                runtime, attempt, Event.USER_PASSWORD_REJECTED, subject, error, by=by
+            ),
+        )
     except InvalidCredentials as error:
-        subject = Subject("user", str(user.id))
-        await grants.count_failure(runtime, attempt, Event.USER_PASSWORD_REJECTED, subject, error, by=by)
         raise CurrentPasswordWrong(detail=error.detail) from None
     # Here and not in the change that follows: whether that succeeds already tells whether the password was right.
-    await runtime.database.transact(lambda db: throttling.admit(db, attempt, now=runtime.now()))
+    async with runtime.passwords.holding_back(verdict):
+        await runtime.database.transact(lambda db: throttling.admit(db, attempt, now=runtime.now()))
 
 
 async def hash_new(runtime: Runtime, password: str, *, username: str, email: str | None) -> str:

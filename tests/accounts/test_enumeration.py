@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import argon2
@@ -12,6 +12,8 @@ import httpx2
 import pytest
 from werkzeug.security import generate_password_hash
 
+from identity_service.accounts.hashing import LOOKS_UNTIL_GONE, Argon2Cost, PasswordHashing
+from identity_service.errors import InvalidCredentials
 from tests.conftest import PASSWORD, Api, StartApi
 
 APP = "https://app.example.com"
@@ -131,9 +133,12 @@ async def test_an_account_whose_hash_is_older_costs_no_less_than_one_that_is_not
     async with start_api(argon2_memory_kib=64, argon2_time_cost=2) as api:
         costs = {}
         for username in ("nobody", "alice", "bob"):
-            work.clear()
-            await by_token(api, username, WRONG)
-            costs[username] = sum(cost_of(step) for step in work)
+            tries = []
+            for _ in range(3):  # the stored kinds are measured just after the start
+                work.clear()
+                await by_token(api, username, WRONG)
+                tries.append(sum(cost_of(step) for step in work))
+            costs[username] = min(tries)
     assert costs["nobody"] == 64 * 2
     assert all(cost >= 0.9 * costs["nobody"] for cost in costs.values()), costs
 
@@ -232,8 +237,66 @@ async def test_a_kind_that_was_not_seen_before_is_met_once(api: Api):
     started = time.monotonic()
     verdict = await api.runtime.passwords.verify(None, WRONG)
     assert verdict.refuse_at > started
-    await api.runtime.passwords.hold_back(verdict)
+    with pytest.raises(InvalidCredentials):
+        async with api.runtime.passwords.holding_back(verdict):
+            raise InvalidCredentials
     assert time.monotonic() >= verdict.refuse_at
+
+
+@pytest.fixture
+def hashing() -> Iterator[PasswordHashing]:
+    made = PasswordHashing(Argon2Cost(8, 1, 1), threads=1)
+    yield made
+    made.close()
+
+
+async def step_of(hashing: PasswordHashing) -> float:
+    """Return for how many seconds a refusal is held back at this moment."""
+    before = time.monotonic()
+    return max(0.0, (await hashing.verify(None, WRONG)).refuse_at - before)
+
+
+async def test_nobody_waits_any_more_when_a_kind_is_no_longer_stored(hashing: PasswordHashing):
+    """Everybody has logged in since the import, and nobody restarts for it. A sample may miss one that is."""
+    await hashing.learn([KINDS["bcrypt"]])
+    for _ in range(LOOKS_UNTIL_GONE - 1):
+        await hashing.learn([])
+    assert await step_of(hashing) > 0, "not missing for long yet"
+    await hashing.verify(KINDS["bcrypt"], WRONG)
+    await hashing.learn([])
+    assert await step_of(hashing) > 0, "met at a login"
+    await hashing.learn([KINDS["bcrypt"]])
+    for _ in range(LOOKS_UNTIL_GONE):
+        assert await step_of(hashing) > 0
+        await hashing.learn([])
+    assert await step_of(hashing) == 0.0
+
+
+async def test_a_measurement_that_was_disturbed_is_corrected_at_the_next_look(hashing: PasswordHashing, monkeypatch):
+    checkpw = bcrypt.checkpw
+
+    def disturbed(password: bytes, known: bytes) -> bool:
+        time.sleep(0.5)
+        return checkpw(password, known)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bcrypt, "checkpw", disturbed)
+        await hashing.learn([KINDS["bcrypt"], KINDS["pbkdf2"]])
+        assert await step_of(hashing) > 1.5
+    await hashing.learn([KINDS["bcrypt"], KINDS["pbkdf2"]])
+    assert await step_of(hashing) < 1
+
+
+async def test_a_refused_login_waits_for_seconds_at_most(hashing: PasswordHashing, monkeypatch):
+    """Whatever was measured while the machine was overloaded."""
+
+    def disturbed(*_: bytes) -> bool:
+        time.sleep(1.2)
+        return False
+
+    monkeypatch.setattr(bcrypt, "checkpw", disturbed)
+    await hashing.learn([KINDS["bcrypt"]])
+    assert 3.9 < await step_of(hashing) < 4.1
 
 
 async def test_a_password_change_reveals_nothing_that_a_login_hides(api, work):

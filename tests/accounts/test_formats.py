@@ -12,10 +12,12 @@ from django.conf import settings as django_settings
 from django.contrib.auth import hashers as django
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from werkzeug.security import generate_password_hash
 
 from identity_service.accounts import formats
 from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.settings import Settings
 from tests.conftest import PASSWORD, Account, Api
 
 django_settings.configure()
@@ -196,6 +198,9 @@ BOMBS = [
     f"$argon2id$v=19$m=8192,t=1,p=1024${B16}${B16}",
     f"$argon2i$v=19$m=999999999,t=999999999,p=999999999${B16}${B16}",
     f"argon2$argon2id$v=19$m=4194304,t=1,p=1${B16}${B16}",
+    f"$argon2id$v=19$m=128,t=8192,p=16${B16}${B16}",
+    f"$argon2id$v=19$m=8,t=65,p=1${B16}${B16}",
+    f"$argon2i$v=19$m=128,t=17,p=16${B16}${B16}",
     f"scrypt:1048576:8:1$salt${'0' * 64}",
     f"scrypt:2:999999999:1$salt${'0' * 64}",
     f"scrypt:16384:8:999999999$salt${'0' * 64}",
@@ -203,6 +208,7 @@ BOMBS = [
     f"$scrypt$ln=99,r=8,p=1${B16}${B16}",
     f"$scrypt$ln=21,r=1,p=1${B16}${B16}",
     f"pbkdf2_sha256$3000001$salt${B16}",
+    f"pbkdf2:sha512:1500001$salt${'0' * 64}",
     f"pbkdf2:sha512:999999999$salt${'0' * 64}",
     f"pbkdf2:sha1:2999999$salt${'0' * 128}",
     f"$pbkdf2-sha256$i=999999999${B16}${B16}",
@@ -282,19 +288,65 @@ def read_or_refuse(text: str) -> None:
     assert len(read.cost) < 40
 
 
+COSTLIEST = {
+    "bcrypt": f"$2b$14${'.' * 53}",
+    "argon2id": f"$argon2id$v=19$m=262144,t=4,p=1${B16}${B16}",
+    "argon2id in 16 lanes": f"$argon2id$v=19$m=65536,t=16,p=16${B16}${B16}",
+    "scrypt": f"scrypt:262144:8:1$salt${'0' * 64}",
+    "pbkdf2_sha256": f"pbkdf2_sha256$3000000$salt${B16}",
+    "pbkdf2_sha512": f"pbkdf2:sha512:1500000$salt${'0' * 128}",
+}
+
+
+@pytest.mark.parametrize("costly", COSTLIEST)
+def test_the_costliest_hash_that_is_taken_takes_two_seconds_of_a_core_or_less(costly):
+    """Counted in processor time; twice of it is allowed here, for cores that share their caches with the neighbours."""
+    read = formats.read(COSTLIEST[costly])
+    started = time.process_time()
+    assert not read.matches(PASSWORD)
+    spent = time.process_time() - started
+    print(costly, round(spent, 2))  # noqa: T201 - for whoever measures
+    assert spent < 4
+
+
 @pytest.mark.parametrize(
-    ("costly", "sixteenth"),
+    "recommended",
     [
-        (f"$2b$14${'.' * 53}", f"$2b$10${'.' * 53}"),
-        (f"$argon2id$v=19$m=262144,t=4,p=1${B16}${B16}", f"$argon2id$v=19$m=16384,t=4,p=1${B16}${B16}"),
-        (f"scrypt:262144:8:1$salt${'0' * 64}", f"scrypt:16384:8:1$salt${'0' * 64}"),
-        (f"pbkdf2_sha256$3000000$salt${B16}", f"pbkdf2_sha256$187500$salt${B16}"),
+        # Django 6.1's default, twice
+        f"pbkdf2_sha256$3000000$salt${B16}",
+        # OWASP Password Storage Cheat Sheet
+        f"pbkdf2_sha1$1400000$salt${b64(b'0' * 20)}",
+        f"pbkdf2_sha512$220000$salt${b64(b'0' * 64)}",
+        f"$argon2id$v=19$m=47104,t=1,p=1${B16}${B16}",
+        f"$argon2id$v=19$m=7168,t=5,p=1${B16}${B16}",
+        f"$scrypt$ln=17,r=8,p=1${B16}${B16}",
+        f"$scrypt$ln=13,r=8,p=10${B16}${B16}",
+        # RFC 9106 4, the second
+        f"$argon2id$v=19$m=65536,t=3,p=4${B16}${B16}",
+        # libsodium's MODERATE
+        f"$argon2id$v=19$m=262144,t=3,p=1${B16}${B16}",
+        # Django's and Werkzeug's defaults
+        f"argon2$argon2id$v=19$m=102400,t=2,p=8${B16}${B16}",
+        f"scrypt$16384$salt$8$5${B16}",
+        f"scrypt:32768:8:1$salt${'0' * 128}",
+        f"pbkdf2:sha512:1000000$salt${'0' * 128}",
     ],
-    ids=["bcrypt", "argon2", "scrypt", "pbkdf2"],
+    ids=lambda text: text[:30],
 )
-def test_what_is_just_below_a_ceiling_takes_seconds_and_not_minutes(costly, sixteenth):
-    """All four are linear in what is divided here, and ceilings are for the sake of time."""
-    assert formats.read(costly).format == formats.read(sixteenth).format
-    started = time.monotonic()
-    assert not formats.read(sixteenth).matches(PASSWORD)
-    assert time.monotonic() - started < 20 / 16
+def test_what_is_recommended_or_a_default_elsewhere_is_taken(recommended):
+    formats.read(recommended)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 5, 8, 16, 17, 64])
+@pytest.mark.parametrize("passes", [1, 2, 4, 5, 16, 17, 32, 64, 65, 100])
+@pytest.mark.parametrize("memory", [8, 128, 16384, 19456, 65536, 65537, 262_144, 262_145, 2_097_152])
+def test_a_cost_is_a_setting_exactly_if_a_login_reads_its_hashes(memory, passes, lanes):
+    """Or nobody could log in, and nothing would say why."""
+    cost = {"argon2_memory_kib": memory, "argon2_time_cost": passes, "argon2_parallelism": lanes}
+    try:
+        Settings.model_validate(cost)
+    except ValidationError:
+        with pytest.raises(formats.HashRejected):
+            formats.read(f"$argon2id$v=19$m={memory},t={passes},p={lanes}${B16}${B16}")
+    else:
+        formats.read(f"$argon2id$v=19$m={memory},t={passes},p={lanes}${B16}${B16}")

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import httpx2
 import pytest
@@ -20,9 +21,11 @@ async def asking_from(app: FastAPI, address: str = "203.0.113.7") -> AsyncIterat
         yield http
 
 
-async def with_failures(database: Database, attempt: Attempt, failures: int) -> None:
-    """Set the tallies to so many failures, with the wait for the last of them over."""
-    tally = Tally(failures, START, START)
+async def with_failures(
+    database: Database, attempt: Attempt, failures: int, *, blocked_for: timedelta = timedelta(0)
+) -> None:
+    """Set the tallies to so many failures, with the wait for the last of them over unless something else is said."""
+    tally = Tally(failures, START, START + blocked_for)
 
     async def unit(db: Connection) -> None:
         await store.lock(db, [counter.key for counter in attempt.counters], now=START)

@@ -2,17 +2,22 @@
 
 import asyncio
 import statistics
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
+import bcrypt
 import httpx2
 import pytest
 
+from identity_service.accounts.hashing import STEP
 from identity_service.app import _prune
 from identity_service.errors import Throttled
-from identity_service.throttling import ACCOUNT, ADDRESS, token_attempt
-from tests.conftest import PASSWORD, StartApi, bearer, register, run_api
+from identity_service.throttling import ACCOUNT, ADDRESS, password_attempt, token_attempt
+from tests.conftest import PASSWORD, Account, Api, StartApi, bearer, register, run_api
 from tests.throttling.conftest import asking_from, with_failures
 
 APP = "https://app.example.com"
@@ -143,6 +148,75 @@ async def test_a_refused_new_password_does_not_tell_more_about_the_old_one_than_
     await fail(stranger, by_token, "alice")
     body = {"current_password": PASSWORD, "new_password": "short"}
     assert_throttled(await stranger.put("/users/me/password", json=body, headers=bearer(token)), 1)
+
+
+STORED = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+
+
+def slowed(seconds: float) -> Callable[[bytes, bytes], bool]:
+    """Return bcrypt's verification, for a hash that takes longer."""
+    checkpw = bcrypt.checkpw
+
+    def check(password: bytes, known: bytes) -> bool:
+        time.sleep(seconds)
+        return checkpw(password, known)
+
+    return check
+
+
+async def by_password_change(api: Api, account: Account) -> Try:
+    token = (await account.log_in())["access_token"]
+    return lambda http, _, password: signed_in(http, "PUT /users/me/password", token, password)
+
+
+@pytest.mark.parametrize("route", [*LOGINS, "PUT /users/me/password"])
+async def test_a_refusal_is_counted_before_it_is_held_back(api, alice, stranger, route, monkeypatch):
+    """While hashes of other systems are stored; else all guesses sent at once pass before the first one counts."""
+    attempt = LOGINS[route] if route in LOGINS else await by_password_change(api, alice)
+    with monkeypatch.context() as patch:
+        patch.setattr(bcrypt, "checkpw", slowed(0.4))
+        await api.runtime.passwords.learn([STORED])
+    guesses = [asyncio.ensure_future(attempt(stranger, "alice", f"{WRONG} {number}")) for number in range(20)]
+    for _ in range(1000):
+        if (await api.scalar("SELECT max(failures) FROM throttles") or 0) > ACCOUNT.free:
+            break
+        await asyncio.sleep(0.01)
+    assert not any(guess.done() and guess.result().status_code != 429 for guess in guesses), "they are held back"
+    assert (await attempt(stranger, "alice", PASSWORD)).status_code == 429
+    statuses = [answer.status_code for answer in await asyncio.gather(*guesses)]
+    assert statuses.count(429) == 20 - ACCOUNT.free - 1
+
+
+@pytest.mark.parametrize("password", [PASSWORD, WRONG])
+@pytest.mark.parametrize("route", [*LOGINS, "PUT /users/me/password"])
+async def test_a_guess_that_meets_a_block_is_answered_at_the_same_moment_right_or_wrong(
+    api, alice, stranger, route, password, monkeypatch
+):
+    """The right one would else stand out of a burst by its time, with all of it refused."""
+    attempt = LOGINS[route] if route in LOGINS else await by_password_change(api, alice)
+    gate, verifying, checkpw = threading.Event(), threading.Event(), bcrypt.checkpw
+
+    def slow(password: bytes, known: bytes) -> bool:
+        verifying.set()
+        gate.wait(30)
+        time.sleep(0.2)
+        return checkpw(password, known)
+
+    async with api.database.connection() as db:
+        await db.execute("UPDATE users SET password_hash = $1", STORED)
+    monkeypatch.setattr(bcrypt, "checkpw", slow)
+    gate.set()
+    await api.runtime.passwords.learn([STORED])
+    gate.clear()
+    verifying.clear()
+    started = time.monotonic()
+    guess = asyncio.ensure_future(attempt(stranger, "alice", password))
+    await asyncio.to_thread(verifying.wait, 30)
+    counted = password_attempt(UUID(alice.id), "alice", "203.0.113.7", exempt=())
+    await with_failures(api.database, counted, 50, blocked_for=timedelta(minutes=1))
+    gate.set()
+    assert_throttled(await guess, 60)
+    assert time.monotonic() - started >= STEP * 0.2
 
 
 @pytest.mark.parametrize("route", CLIENTS)
