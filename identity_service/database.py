@@ -112,15 +112,23 @@ class Database:
             # Its own text goes on with the failing row, which may hold a password's hash.
             raise StatementFailed(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from None
 
-    async def transact(self, unit: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run `unit` in one transaction, again from the start when Postgres asks for it (40001, 40P01)."""
-        for attempt in range(ATTEMPTS):
+    async def transact(self, unit: Callable[[Connection], Awaitable[T]], *, attempts: int = ATTEMPTS) -> T:
+        """Run `unit` in one transaction, again from the start when Postgres asks for it (40001, 40P01).
+
+        Args:
+            attempts: 1 for what cannot be done twice, such as reading a stream.
+
+        Raises:
+            DatabaseUnavailable: as of `connection`, and when Postgres still asks for it after the last attempt.
+        """
+        for attempt in range(attempts):
             try:
                 async with self.connection() as connection, connection.transaction():
                     return await unit(connection)
             except _CONFLICTS as error:
-                if attempt == ATTEMPTS - 1:
-                    raise DatabaseUnavailable(detail=f"still conflicting after {ATTEMPTS} attempts: {error}") from error
+                if attempt == attempts - 1:
+                    text = "Somebody else changed the same at this moment; try again."
+                    raise DatabaseUnavailable(text, detail=f"attempt {attempts}: {error}") from error
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def listen(self, channel: str, hear: Callable[[], None]) -> None:

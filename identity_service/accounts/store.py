@@ -134,6 +134,11 @@ _INSERT_STAGED = """
      ORDER BY username
     ON CONFLICT DO NOTHING
 """
+_COUNT_STAGED_ROLES = "SELECT role, count(*) AS users FROM staged_users, unnest(roles) AS role GROUP BY role"
+_STAGED_WITH_ROLES = """
+    SELECT id::text AS subject_id, jsonb_build_object('username', username, 'roles', to_jsonb(roles)) AS details
+      FROM staged_users WHERE roles <> '{}'
+"""
 _HOURS = 24 * 3600.0
 
 INSERT_RESET = """
@@ -364,6 +369,16 @@ async def _drop_staged(db: Connection, sql: str, limit: int) -> tuple[int, list[
     row = await db.fetchrow(sql, limit, timeout=_HOURS)
     assert row is not None
     return row["lines"], row["first"] or []
+
+
+async def count_staged_roles(db: Connection) -> dict[str, int]:
+    """Return how many of those that are still staged have each role."""
+    return {row["role"]: row["users"] for row in await db.fetch(_COUNT_STAGED_ROLES, timeout=_HOURS)}
+
+
+def staged_with_roles() -> str:
+    """Return a query of those that were staged and have a role, as `audit.record_each` takes it."""
+    return _STAGED_WITH_ROLES
 
 
 async def insert_staged(db: Connection) -> int:

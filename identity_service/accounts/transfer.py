@@ -58,6 +58,7 @@ class ImportReport:
         refused: lines that cannot be a user, or repeat one of the file.
         conflicts: lines whose username or id another account has.
         formats: of the hashes, counted over the lines that can be a user.
+        roles: how many users with each came in, or would if nothing were refused.
     """
 
     lines: int = 0
@@ -65,6 +66,7 @@ class ImportReport:
     refused: int = 0
     conflicts: int = 0
     formats: Counter[str] = field(default_factory=Counter)
+    roles: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -93,7 +95,6 @@ async def import_users(
     """
     report = ImportReport()
     known_roles = {*BUILT_IN, *(role.name for role in await store.list_roles(db))}
-    used_roles: set[str] = set()
 
     def rows() -> Iterator[store.StagedUser]:
         for number, line in enumerate(unverified_lines, start=1):
@@ -108,7 +109,6 @@ async def import_users(
                     report.problems.append(Problem(number, str(error)))
                 continue
             report.formats[format_] += 1
-            used_roles.update(row.roles)
             yield row
 
     await store.stage(db, rows())
@@ -118,16 +118,20 @@ async def import_users(
     report.conflicts, first = await store.drop_staged_conflicts(db, limit=MOST_PROBLEMS)
     report.problems += [Problem(line, "Another account has this username or id.") for line in first]
     report.problems.sort(key=lambda problem: problem.line)
+    report.roles = Counter(await store.count_staged_roles(db))
     if (report.refused or report.conflicts) and not skip_invalid:
         return report
     report.imported = report.lines - report.refused - report.conflicts
     if dry_run or not report.imported:
         return report
-    await keep(db, sorted(used_roles))
+    await keep(db, sorted(report.roles))
     if await store.insert_staged(db) != report.imported:
         raise UsernameTaken("Somebody took one of these usernames at this very moment; import again.")
+    # A million users without a role are one event; whoever can do more than they can is named.
+    await audit.record_each(db, Event.USER_CREATED, "user", store.staged_with_roles(), by=by, now=now)
     counts = {name: getattr(report, name) for name in ("lines", "imported", "refused", "conflicts")} | {
-        "formats": dict(report.formats)
+        "formats": dict(report.formats),
+        "roles": dict(report.roles),
     }
     await audit.record(db, Event.USERS_IMPORTED, None, by=by, now=now, details=counts)
     return report

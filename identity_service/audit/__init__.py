@@ -137,6 +137,39 @@ async def record(
         tell(event, outcome, reason, len(session_ids) or 1)
 
 
+async def record_each(
+    db: Connection,
+    event: Event,
+    kind: Literal["user", "client", "role", "session", "key"],
+    selected: str,
+    *,
+    by: Actor,
+    now: datetime,
+) -> None:
+    """Write down what is being done to many at once: an event for each, in one statement that may take long.
+
+    Args:
+        kind: of the subjects.
+        selected: a query without parameters that returns `subject_id` (text) and `details` (jsonb) of each.
+    """
+    count = await store.insert_each(
+        db,
+        selected,
+        occurred_at=now,
+        event=event.value,
+        subject_kind=kind,
+        actor_kind=by.kind,
+        actor_id=by.id,
+        client_id=by.client_id,
+        session_id=by.session_id,
+        address=by.address,
+        user_agent=by.user_agent,
+        request_id=by.request_id,
+    )
+    if count and (tell := listener.get()) is not None:
+        tell(event, "success", None, count)
+
+
 async def list_events(
     db: Connection, wanted: EventFilter, *, before_id: int | None = None, limit: int
 ) -> list[RecordedEvent]:

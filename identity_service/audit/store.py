@@ -29,6 +29,13 @@ INSERT = """
     SELECT session_id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14::text::jsonb
       FROM unnest($1::uuid[]) AS given (session_id)
 """
+_INSERT_EACH = """
+    INSERT INTO audit_events
+        (occurred_at, event, outcome, actor_kind, actor_id, subject_kind, client_id, session_id, address, user_agent,
+         request_id, subject_id, details)
+    SELECT $1, $2, 'success', $3, $4, $5, $6, $7::uuid, $8, $9, $10, subject_id, details
+"""
+_HOURS = 24 * 3600.0
 LIST = f"""
     SELECT {_EVENT} FROM audit_events
      WHERE {_MATCHES} AND ($8::bigint IS NULL OR id < $8)
@@ -95,6 +102,39 @@ async def insert(
         request_id,
         json.dumps(details),
     )
+
+
+async def insert_each(
+    db: Connection,
+    selected: str,
+    *,
+    occurred_at: datetime,
+    event: str,
+    actor_kind: str,
+    actor_id: str | None,
+    subject_kind: str,
+    client_id: str | None,
+    session_id: UUID | None,
+    address: str | None,
+    user_agent: str | None,
+    request_id: str | None,
+) -> int:
+    """Insert an event for each row of a query; return how many."""
+    inserted = await db.execute(
+        f"{_INSERT_EACH} FROM ({selected}) AS selected",
+        occurred_at,
+        event,
+        actor_kind,
+        actor_id,
+        subject_kind,
+        client_id,
+        session_id,
+        address,
+        user_agent,
+        request_id,
+        timeout=_HOURS,
+    )
+    return int(inserted.rpartition(" ")[2])
 
 
 async def list_before(db: Connection, wanted: EventFilter, *, before_id: int | None, limit: int) -> list[RecordedEvent]:

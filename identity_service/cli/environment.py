@@ -71,6 +71,8 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
                 f"The database at {place_of(url)} has no schema of this release: run `identity-service migrate`.",
                 detail=error.detail,
             ) from None
+        if error.text != DatabaseUnavailable.default_text:
+            raise
         raise DatabaseUnavailable(
             f"The database at {place_of(url)} cannot be used; check DATABASE_URL and that the server runs.",
             detail=error.detail,

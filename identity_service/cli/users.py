@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext
 from datetime import datetime
@@ -230,8 +231,8 @@ def import_users(
 
     async def work(db: Database, _: Settings) -> transfer.ImportReport:
         now = utc_now()
-        async with db.connection() as connection, connection.transaction():
-            return await transfer.import_users(
+        return await db.transact(
+            lambda connection: transfer.import_users(
                 connection,
                 _lines(file),
                 skip_invalid=skip_invalid,
@@ -239,7 +240,9 @@ def import_users(
                 new_id=lambda: uuid7(now),
                 by=operator(),
                 now=now,
-            )
+            ),
+            attempts=1,
+        )
 
     report = with_database(load_settings(), work)
     _show_import(report, dry_run=dry_run, as_json=as_json)
@@ -288,6 +291,7 @@ def _show_import(report: transfer.ImportReport, *, dry_run: bool, as_json: bool)
                 "refused": report.refused,
                 "conflicts": report.conflicts,
                 "formats": dict(report.formats),
+                "roles": dict(report.roles),
                 "problems": [{"line": problem.line, "problem": problem.text} for problem in report.problems],
             }
         )
@@ -296,11 +300,15 @@ def _show_import(report: transfer.ImportReport, *, dry_run: bool, as_json: bool)
         print(f"line {problem.line}: {problem.text}", file=sys.stderr)
     if unnamed := report.refused + report.conflicts - len(report.problems):
         print(f"... and {unnamed} more.", file=sys.stderr)
-    found = ", ".join(f"{count} {name}" for name, count in report.formats.most_common())
     lines = counted(report.lines, "line")
     print(f"{lines}: {report.refused} refused, {report.conflicts} in conflict with accounts that exist.")
-    print(f"Password hashes: {found or 'none'}.")
+    print(f"Password hashes: {_counts(report.formats)}.")
+    print(f"Roles: {_counts(report.roles)}.")
     print(f"{'Would import' if dry_run else 'Imported'} {counted(report.imported, 'user')}.")
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.most_common()) or "none"
 
 
 def _read_password() -> str:

@@ -65,6 +65,7 @@ def test_a_user_comes_in_as_the_line_says(command: Command, ask):
             "refused": 0,
             "conflicts": 0,
             "formats": {"bcrypt": 1, "none": 1},
+            "roles": {"admin": 1},
             "problems": [],
         },
     )
@@ -79,9 +80,53 @@ def test_a_user_comes_in_as_the_line_says(command: Command, ask):
     assert ask("SELECT password_hash FROM users WHERE username = 'alice'") == BCRYPT
     assert ask("SELECT password_hash FROM users WHERE username = 'bob'") == "!"
     event = json.loads(ask("SELECT details FROM audit_events WHERE event = 'users.imported'"))
-    assert event == {"lines": 2, "imported": 2, "refused": 0, "conflicts": 0, "formats": {"bcrypt": 1, "none": 1}}
+    counted = {"lines": 2, "imported": 2, "refused": 0, "conflicts": 0}
+    assert event == counted | {"formats": {"bcrypt": 1, "none": 1}, "roles": {"admin": 1}}
     assert "alice" in command("users", "export").out
     assert ask("SELECT count(*) FROM audit_events WHERE event = 'users.exported'") == 1
+
+
+def test_the_audit_names_everybody_who_comes_in_with_a_role(command: Command, ask):
+    """An import is a way to make administrators."""
+    command("roles", "create", "clerk", "--scope", "orders:read")
+    assert shown(command, stdin=jsonl([{"username": "carol", "roles": ["admin"]}]))[0] == 0
+    lines = [
+        ALICE | {"roles": ["admin", "clerk"]},
+        {"username": "bob"},
+        {"username": "dave", "roles": ["clerk"]},
+        {"username": "carol", "roles": ["admin"]},
+        {"username": "ALICE", "roles": ["admin"]},
+        {"username": "not a name", "roles": ["admin"]},
+    ]
+    code, report = shown(command, "--skip-invalid", stdin=jsonl(lines))
+    assert (code, report["imported"], report["roles"]) == (1, 3, {"admin": 1, "clerk": 2})
+    events = ask("""
+        SELECT json_agg(json_build_array(subject_kind, u.username, e.details, outcome, actor_kind) ORDER BY e.id)
+          FROM audit_events AS e JOIN users AS u ON u.id::text = e.subject_id WHERE event = 'user.created'
+    """)
+    assert sorted(json.loads(events), key=str) == [
+        ["user", username, {"username": username, "roles": roles}, "success", "operator"]
+        for username, roles in {"alice": ["admin", "clerk"], "carol": ["admin"], "dave": ["clerk"]}.items()
+    ]
+    assert ask("SELECT details -> 'roles' FROM audit_events WHERE event = 'users.imported' ORDER BY id DESC LIMIT 1")
+    assert command("audit", "verify").code == 0
+
+
+def test_an_import_that_has_to_give_way_to_others_says_so(command: Command, ask):
+    """Deadlocks and serialisation failures (40P01, 40001) are tried again elsewhere; a stream is read once."""
+    for code in ("40P01", "40001"):
+        ask(
+            f"CREATE FUNCTION give_way() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION 'give way' USING ERRCODE = '{code}'; END $$"
+        )
+        ask("CREATE TRIGGER give_way BEFORE INSERT ON users EXECUTE FUNCTION give_way()")
+        try:
+            outcome = command("users", "import", "-", stdin=jsonl([ALICE]))
+        finally:
+            ask("DROP FUNCTION give_way CASCADE")
+        assert (outcome.code, outcome.out) == (5, "")
+        told = "identity-service: Somebody else changed the same at this moment; try again. (attempt 1: give way)\n"
+        assert outcome.err == told
 
 
 WRONG = {
@@ -177,6 +222,7 @@ def test_a_dry_run_says_what_would_happen_and_changes_nothing(command: Command, 
             "refused": 1,
             "conflicts": 0,
             "formats": {"bcrypt": 1},
+            "roles": {"admin": 1},
             "problems": [
                 {
                     "line": 2,
@@ -187,7 +233,10 @@ def test_a_dry_run_says_what_would_happen_and_changes_nothing(command: Command, 
     )
     outcome = command("users", "import", "-", "--dry-run", stdin=jsonl([ALICE]))
     assert outcome.out == (
-        "1 line: 0 refused, 0 in conflict with accounts that exist.\nPassword hashes: 1 bcrypt.\nWould import 1 user.\n"
+        "1 line: 0 refused, 0 in conflict with accounts that exist.\n"
+        "Password hashes: 1 bcrypt.\n"
+        "Roles: 1 admin.\n"
+        "Would import 1 user.\n"
     )
     assert ask("SELECT count(*) FROM users") == ask("SELECT count(*) FROM audit_events") == 0
 
