@@ -205,9 +205,10 @@ async def _repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> Asy
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        # Again and again: on Python 3.11 some of what is waited for swallows a cancellation that meets its result.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=1)
 
 
 async def _tend_keys(runtime: Runtime) -> None:
