@@ -38,7 +38,7 @@ class Metrics:
         self._refusals = self._counter("identity_refusals", "Requests refused, by error.", "error")
         self._logins = self._counter("identity_logins", "Logins of users with a password.", "outcome", "reason")
         self._issued = self._counter("identity_tokens_issued", "Answers with an access token.", "grant")
-        refreshes = self._counter("identity_refresh", "Refresh tokens presented.", "outcome")
+        self._refreshes = self._counter("identity_refresh", "Refresh tokens presented.", "outcome")
         self._revocations = self._counter("identity_revocations", "Sessions and tokens revoked here.", "reason")
         self._events = self._counter("identity_audit_events", "Audit events recorded here.", "event", "outcome")
         self._hashes = Histogram(
@@ -58,7 +58,7 @@ class Metrics:
         build = self._gauge("identity_build_info", "The release that runs; always 1.", "version", "schema", mode="max")
         build.labels(version("identity-service"), SCHEMA_HEAD).set(1)
         # There before the first time: `increase` needs both.
-        self._refreshed = {name: refreshes.labels(name) for name in ("rotated", "retried", "ended", "reused")}
+        self._refreshed = {name: self._refreshes.labels(name) for name in ("rotated", "retried", "ended", "reused")}
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Time an answer. `route` is a template; methods that nobody knows count as one."""
