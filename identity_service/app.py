@@ -221,10 +221,13 @@ async def _tend_keys(runtime: Runtime) -> None:
         runtime.keys.unrecorded.append((promoted, now))
     # Keys rotate whether or not the database is there; what could not be written down is when it is back.
     while runtime.keys.unrecorded:
-        key, rotated_at = runtime.keys.unrecorded[0]
-        async with runtime.database.connection() as db:
-            await recording.record_rotation(db, key, by=Actor("service"), now=rotated_at)
-        runtime.keys.unrecorded.pop(0)
+        key, rotated_at = runtime.keys.unrecorded.pop(0)
+        try:
+            async with runtime.database.connection() as db:
+                await recording.record_rotation(db, key, by=Actor("service"), now=rotated_at)
+        except BaseException:
+            runtime.keys.unrecorded.insert(0, (key, rotated_at))
+            raise
 
 
 async def _prune(runtime: Runtime) -> None:
