@@ -208,7 +208,7 @@ async def update(
     if username in (None, before.username) and not change_email:
         return before
     updated = await store.update(db, user_id, username=username, change_email=change_email, email=email)
-    if updated is None:
+    if updated is None:  # pragma: no cover - deleted since it was found a moment ago
         raise UserNotFound
     if change_email:
         await store.delete_reset(db, user_id)

@@ -125,7 +125,7 @@ async def import_users(
     if dry_run or not report.imported:
         return report
     await keep(db, sorted(report.roles))
-    if await store.insert_staged(db) != report.imported:
+    if await store.insert_staged(db) != report.imported:  # pragma: no cover - between two statements
         raise UsernameTaken("Somebody took one of these usernames at this very moment; import again.")
     # A million users without a role are one event; whoever can do more than they can is named.
     await audit.record_each(db, Event.USER_CREATED, "user", store.staged_with_roles(), by=by, now=now)
@@ -186,7 +186,7 @@ def _read_line(
         )
     except IdentityError as error:
         raise LineRejected(error.text) from None
-    except UnicodeError:
+    except UnicodeError:  # pragma: no cover - the rules above refuse it in their own words
         raise LineRejected("It has characters that no text can have.") from None
     return row, format_
 

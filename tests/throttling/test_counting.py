@@ -225,3 +225,12 @@ async def test_rows_that_say_nothing_any_more_go_in_batches_and_others_stay(api,
         assert standing.failures == 100
         assert await throttling.prune(db, now=opens_at + timedelta(hours=25)) == 1
         assert (await throttling.standing(db, ALICE, now=opens_at + timedelta(hours=25))) == throttling.Standing()
+
+
+async def test_another_password_forgets_failures_and_is_recorded_if_there_were_any(api):
+    for failures in (0, 3):
+        await fail_patiently(api.database, attempt_of(), failures)
+        await api.database.transact(lambda db: throttling.forgive(db, ALICE, by=TESTER, now=START))
+    assert await api.scalar("SELECT count(*) FROM throttles") == 0
+    told = "SELECT array_agg(details->>'failures') FROM audit_events WHERE event = 'user.unlocked'"
+    assert await api.scalar(told) == ["3"]
