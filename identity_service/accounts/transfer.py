@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from identity_service import audit
-from identity_service.accounts import formats, store
+from identity_service.accounts import User, formats, store
 from identity_service.accounts.registration import normalise_email, normalise_username
 from identity_service.accounts.roles import BUILT_IN, keep
 from identity_service.audit import Actor, Event
@@ -137,21 +137,26 @@ async def import_users(
     return report
 
 
+def facts_of(user: User) -> dict[str, Any]:
+    """Return an account as JSON has it, here and on the command line. Times are ISO 8601."""
+    return {
+        "id": str(user.id),
+        "username": user.username,
+        "email": user.email,
+        "email_verified": user.email_verified,
+        "roles": list(user.roles),
+        "created_at": user.created_at.isoformat(),
+        "password_changed_at": user.password_changed_at.isoformat(),
+        "disabled_at": user.disabled_at.isoformat() if user.disabled_at is not None else None,
+    }
+
+
 async def export_users(db: Connection, *, with_hashes: bool, by: Actor, now: datetime) -> AsyncIterator[bytes]:
     """Return a line for each user that `import_users` takes. Call within a transaction, and read to the end."""
     users = 0
     async for user, password_hash in store.stream(db):
         users += 1
-        line: dict[str, Any] = {
-            "id": str(user.id),
-            "username": user.username,
-            "email": user.email,
-            "email_verified": user.email_verified,
-            "roles": list(user.roles),
-            "created_at": user.created_at.isoformat(),
-            "password_changed_at": user.password_changed_at.isoformat(),
-            "disabled_at": user.disabled_at.isoformat() if user.disabled_at is not None else None,
-        }
+        line = facts_of(user)
         if with_hashes:
             line["password_hash"] = password_hash
         yield json.dumps(line, ensure_ascii=False).encode() + b"\n"

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors, throttling
@@ -18,7 +18,7 @@ from identity_service.throttling import Standing
 from identity_service.web import paging, sessions
 from identity_service.web.accounts import NAMES, AccountChange, Email, Password, UserAnswer, Username, hash_new
 from identity_service.web.dependencies import Administrator, runtime_of
-from identity_service.web.paging import Listing, Page, Text
+from identity_service.web.paging import Listing, Page, PathId, Text
 from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
 from identity_service.web.sessions import SessionAnswer, SessionId
 from identity_service.web.strict_json import StrictRoute
@@ -29,13 +29,10 @@ router = APIRouter(
     tags=["Administration: users"],
 )
 
-_EXAMPLE = "019e8f5c-3e80-7c2b-8f1d-5b7a2c9d4e10"
 RoleNames = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64, examples=[["clerk"]])]
 
 
-async def read_user_id(
-    user_id: Annotated[str, Path(examples=[_EXAMPLE], json_schema_extra={"format": "uuid"})],
-) -> UUID:
+async def read_user_id(user_id: PathId) -> UUID:
     """Return the id of the path.
 
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
-from fastapi import Request
+from fastapi import Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service.errors import IdentityError
@@ -21,6 +21,9 @@ Answer = TypeVar("Answer")
 
 Text = Annotated[str, Field(max_length=320, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$")]
 """A parameter of a query: Postgres cannot hold NUL."""
+
+PathId = Annotated[str, Path(examples=["019e8f5c-3e80-7c2b-8f1d-5b7a2c9d4e10"], json_schema_extra={"format": "uuid"})]
+"""An id in a path, not read yet: see `read_id`."""
 
 Scopes = Annotated[
     list[Annotated[str, Field(pattern=r"^[!#-\[\]-~]{1,128}$")]],

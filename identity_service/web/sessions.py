@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel
 
 from identity_service import errors
@@ -13,17 +13,13 @@ from identity_service.revocation.revoking import Reason
 from identity_service.sessions import SessionSummary, lifecycle
 from identity_service.web import paging
 from identity_service.web.dependencies import Caller, SignedIn, runtime_of
-from identity_service.web.paging import Listing, Page
+from identity_service.web.paging import Listing, Page, PathId
 from identity_service.web.problems import SIGNED_IN, refusals
 
 router = APIRouter(prefix="/users/me/sessions", tags=["Account"])
 
-_EXAMPLE = "019e8f5c-3e80-7c2b-8f1d-5b7a2c9d4e10"
 
-
-async def read_session_id(
-    session_id: Annotated[str, Path(examples=[_EXAMPLE], json_schema_extra={"format": "uuid"})],
-) -> UUID:
+async def read_session_id(session_id: PathId) -> UUID:
     """Return the id of the path.
 
     Raises:
