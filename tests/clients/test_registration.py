@@ -342,7 +342,7 @@ async def test_no_refresh_and_no_token_succeeds_once_disabling_has_returned(api,
     sessions = [await log_in(backend, alice) for _ in range(50)]
     async with api.database.connection() as db:
         client = await registration.find(db, "backend")
-    done = asyncio.Event()
+    begun, done = asyncio.Event(), asyncio.Event()
     given: list[dict[str, Any]] = []
     late: list[object] = []
 
@@ -357,11 +357,13 @@ async def test_no_refresh_and_no_token_succeeds_once_disabling_has_returned(api,
             tokens = {"refresh_token": issued.refresh_token, "access_token": issued.access_token}
             given.append(tokens)
             given.append({"access_token": own.access_token})
+            begun.set()
             if began_after:
                 late.append(issued)
 
     async def disable() -> None:
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            await begun.wait()
         await do(api, registration.disable, "backend")
         done.set()
 
