@@ -101,7 +101,7 @@ def read_any(unverified_token: str, keyring: Keyring, *, issuer: str, now: datet
     claims = _read(payload, ClaimsReader(issuer, frozenset(audience), leeway=jws.LEEWAY.total_seconds()), now)
     if claims.session_id is not None:
         return _of_user(claims)
-    if claims.subject != claims.client_id:  # pragma: no cover - nothing of ours is signed so
+    if claims.subject != claims.client_id:
         raise TokenRejected("missing_claim", "sid")
     return ClientClaims(
         issuer=claims.issuer,

@@ -10,6 +10,7 @@ import pytest
 from identity_service.accounts import registration as accounts
 from identity_service.clients import registration
 from identity_service.database import Connection
+from identity_service.tokens import jws
 from tests.conftest import ISSUER, TESTER, Account, Api, Robot, bearer, register
 
 INACTIVE = {"active": False}
@@ -203,6 +204,20 @@ async def test_a_caller_is_told_of_what_is_its_business(api, issued_to, asking, 
 @pytest.mark.parametrize("made_up", ["x", "..", "e30.e30.e30", "\u00e9", "x" * 60_000, "null", "a.b.c"])
 async def test_what_is_no_token_is_inactive(robot, made_up):
     assert await robot.introspect(made_up) == INACTIVE
+
+
+async def test_a_token_without_a_session_speaks_for_nobody_but_its_client(api, robot, alice):
+    """TOK-13: signed by us or not, one that names a user and no session is no token of ours."""
+    payload = (await robot.access_token()).split(".")[1]
+    claims = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    key = api.keys.current.signer(api.clock())
+    assert (await robot.introspect(jws.sign(key, "at+jwt", claims)))["active"] is True
+    claims |= {"sub": alice.id, "aud": [ISSUER, "api"]}
+    token = jws.sign(key, "at+jwt", claims)
+    assert await robot.introspect(token) == INACTIVE
+    assert (await api.me(token)).status_code == 401
+    assert (await robot.post("/revoke", token=token)).status_code == 200
+    assert await api.scalar("SELECT count(*) FROM revoked_tokens") == 0
 
 
 # Until when
