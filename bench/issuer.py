@@ -1,16 +1,7 @@
-"""Where the bench gets its tokens: the issuer's own code with a key of its own, or the whole service as a process."""
+"""An issuer without a service: its own code, with a key of its own. The service as a process is in `deployment`."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -27,7 +18,6 @@ from identity_service.verifier.claims import StatusReference
 ISSUER = "https://id.example.com"
 AUDIENCE = "api"
 _LIST = f"{ISSUER}/status-lists/0"
-_START_SECONDS = 30
 
 
 class Issuer:
@@ -85,44 +75,3 @@ class Issuer:
         if str(request.url) == _LIST:
             return httpx2.Response(200, content=self._list)
         return httpx2.Response(404)
-
-
-@contextmanager
-def service(**settings: str) -> Iterator[str]:
-    """Run the service with a Postgres of its own, and yield its URL, which is its issuer too."""
-    with tempfile.TemporaryDirectory(prefix="identity-bench-") as folder:
-        Path(folder).chmod(0o755)  # Postgres may run as another user
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        url = f"http://localhost:{port}"
-        own = {
-            "IDENTITY_BIND": f"127.0.0.1:{port}",
-            "IDENTITY_ISSUER_URL": url,
-            "IDENTITY_EMBEDDED_DIR": f"{folder}/postgres",
-            "IDENTITY_KEYS_DIR": f"{folder}/keys",
-            "IDENTITY_LOG_LEVEL": "warning",
-            "IDENTITY_MIGRATE_ON_START": "on",
-        }
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("IDENTITY_")}
-        kept.pop("DATABASE_URL", None)
-        command = [sys.executable, "-m", "identity_service", "serve"]
-        process = subprocess.Popen(command, env=kept | own | settings, stdout=subprocess.DEVNULL)  # noqa: S603 - our own
-        try:
-            _wait_until_ready(url, process)
-            yield url
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=_START_SECONDS)
-
-
-def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if httpx2.get(f"{url}/readyz", timeout=2).status_code == 200:
-                return
-        except httpx2.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError("the service did not start; see the lines above")

@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from bench.deployment import CHEAP_HASHES, installation
 from bench.frame import Contestant, Measurement, each, each_awaited, finish, in_turns, percentile
-from bench.issuer import AUDIENCE, ISSUER, Issuer, service
+from bench.issuer import AUDIENCE, ISSUER, Issuer
 from identity_service.revocation import LIST_SIZE
 from identity_service.verifier import Claims, TokenRejected, Verifier, status_list
 from identity_service.verifier import jws as envelope
@@ -194,9 +195,8 @@ async def status_lists() -> list[Measurement]:
 
 async def revocation() -> list[Measurement]:
     """P14. From sending the revocation to the first refusal here, in another process than the service's."""
-    cheap = {"IDENTITY_ARGON2_MEMORY_KIB": "8", "IDENTITY_ARGON2_TIME_COST": "1"}
-    with service(**cheap) as url:
-        latencies, refreshes = await _revoke_all(url)
+    with installation() as place, place.serve(**CHEAP_HASHES) as service:
+        latencies, refreshes = await _revoke_all(service.url)
     beside = {"revocations": f"{len(latencies)}", "refreshes meanwhile": f"{refreshes}"}
     half, most = (percentile(latencies, percent) * 1000 for percent in (50, 99))
     return [

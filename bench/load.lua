@@ -1,0 +1,74 @@
+-- What wrk asks for. The first argument names it, the rest are its own:
+--   get                        the URL itself
+--   login USERNAME PASSWORD    a login; both are plain letters and digits
+--   refresh FILE [PAUSE]       refreshes of the sessions whose refresh tokens FILE has, a line each, in turn; with a
+--                              pause of so many milliseconds on average before each request of a connection
+-- At its end it says one line of JSON. Times in it are microseconds.
+
+local form = { ["Content-Type"] = "application/x-www-form-urlencoded" }
+local tokens, first, last = {}, 1, 0
+refused = 0 -- global: `done` runs in another state and asks for it by name
+
+local scripts = {}
+
+function scripts.get()
+  response = function(status)
+    if status ~= 200 then refused = refused + 1 end
+  end
+end
+
+function scripts.login(username, password)
+  local text = wrk.format("POST", "/token", form, "grant_type=password&username=" .. username .. "&password=" .. password)
+  request = function() return text end
+  scripts.get()
+end
+
+function scripts.refresh(file, pause)
+  for line in io.lines(file) do
+    last = last + 1
+    tokens[last] = line
+  end
+  if pause then
+    -- Far more connections than requests under way, each at a moment of its own: an open loop.
+    math.randomseed(os.time())
+    delay = function() return math.random(0, 2 * tonumber(pause)) end
+  end
+  request = function()
+    if first > last then error("more connections than sessions") end
+    local token = tokens[first]
+    tokens[first] = nil
+    first = first + 1
+    return wrk.format("POST", "/token", form, "grant_type=refresh_token&refresh_token=" .. token)
+  end
+  response = function(status, headers, body)
+    local token = status == 200 and body:match('"refresh_token":%s*"([^"]+)"')
+    if token then
+      last = last + 1
+      tokens[last] = token
+    else
+      refused = refused + 1
+    end
+  end
+end
+
+local threads = {}
+
+function setup(thread)
+  threads[#threads + 1] = thread
+end
+
+function init(arguments)
+  scripts[arguments[1]](arguments[2], arguments[3])
+end
+
+function done(summary, latency)
+  local errors, wrong = summary.errors, 0
+  for _, thread in ipairs(threads) do
+    wrong = wrong + thread:get("refused")
+  end
+  io.write(string.format(
+    '\nJSON {"requests":%d,"microseconds":%d,"p50":%d,"p99":%d,"most":%d,"refused":%d}\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency.max,
+    wrong + errors.connect + errors.read + errors.write + errors.timeout
+  ))
+end
