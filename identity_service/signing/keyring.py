@@ -4,7 +4,7 @@ Nothing here stores a state: two processes that read the same list at the same m
 talking to each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -87,6 +87,7 @@ class Keyring:
 
     keys: tuple[Key, ...]
     lifetimes: TokenLifetimes
+    _outlooks: list["_Outlook"] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def status(self, key: Key, now: datetime) -> KeyStatus:
         """Return the key's state at `now` and the ends that follow from it."""
@@ -110,7 +111,7 @@ class Keyring:
         return KeyStatus(key, state, in_jwks_until, verified_until)
 
     def statuses(self, now: datetime) -> tuple[KeyStatus, ...]:
-        return tuple(self.status(key, now) for key in self.keys)
+        return self._outlook(now).statuses
 
     def listed(self, now: datetime) -> list[KeyStatus]:
         """Return the keys as an administrator reads them: in the order in which a key goes through its states."""
@@ -139,13 +140,11 @@ class Keyring:
 
     def verification_key(self, kid: str, now: datetime) -> RSAPublicKey | None:
         """Return the public half that verifies what this issuer itself receives back, None when it must be refused."""
-        key = self.find(kid)
-        return key.public if key is not None and self.status(key, now).state in _VERIFIED else None
+        return self._outlook(now).verified.get(kid)
 
     def published(self, now: datetime) -> tuple[Key, ...]:
         """Return the keys of the JWKS, the active one first."""
-        states = [status for status in self.statuses(now) if status.state in _PUBLISHED]
-        return tuple(status.key for status in sorted(states, key=lambda status: _JWKS_ORDER[status.state]))
+        return self._outlook(now).published
 
     def stopped_signing(self, now: datetime) -> tuple[Key, ...]:
         """Return the keys whose private half must not exist any more."""
@@ -159,6 +158,30 @@ class Keyring:
         """Return the key that signs next: the scheduled one if a rotation is on its way, else the one in waiting."""
         waiting = [key for key in self.keys if key.signs_from is None and not key.revoked_by(now)]
         return next(iter(self._scheduled(now) + waiting), None)
+
+    def _outlook(self, now: datetime) -> "_Outlook":
+        """Return how the keys stand at `now`; worked out again only when one of them has changed its state since."""
+        for outlook in self._outlooks:
+            if outlook.since <= now < outlook.until:
+                return outlook
+        statuses = tuple(self.status(key, now) for key in self.keys)
+        published = [status for status in statuses if status.state in _PUBLISHED]
+        changes = {time for key in self.keys for time in (key.signs_from, key.revoked_at) if time is not None}
+        changes |= {
+            superseded_at + lasting
+            for key in self.keys
+            if (superseded_at := self._superseded_at(key)) is not None
+            for lasting in (self.lifetimes.published_after_signing, self.lifetimes.verified_after_signing)
+        }
+        outlook = _Outlook(
+            since=max((time for time in changes if time <= now), default=_START),
+            until=min((time for time in changes if time > now), default=_END),
+            statuses=statuses,
+            published=tuple(status.key for status in sorted(published, key=lambda status: _JWKS_ORDER[status.state])),
+            verified={status.key.kid: status.key.public for status in statuses if status.state in _VERIFIED},
+        )
+        self._outlooks[:] = [outlook]
+        return outlook
 
     def _scheduled(self, now: datetime) -> list[Key]:
         coming = [
@@ -175,6 +198,18 @@ class Keyring:
         return min(later, default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """How keys stand from one moment to the next at which one of them changes its state."""
+
+    since: datetime
+    until: datetime
+    statuses: tuple[KeyStatus, ...]
+    published: tuple[Key, ...]
+    verified: Mapping[str, RSAPublicKey]
+
+
+_START = datetime.min.replace(tzinfo=UTC)
 _END = datetime.max.replace(tzinfo=UTC)
 
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from jwt.algorithms import RSAAlgorithm
 
 from identity_service.errors import TokenRejected
@@ -24,7 +26,9 @@ LEEWAY = timedelta(seconds=30)
 """How far in the future `iat` may lie when another replica signed."""
 
 _RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
+_PKCS1, _SHA256 = PKCS1v15(), SHA256()
 _known_headers: dict[bytes, envelope.Header] = {}
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
 
@@ -32,7 +36,8 @@ def sign(key: Key, typ: str, claims: Mapping[str, Any]) -> str:
     """Return the claims as a signed token of the given type; `key` has its private half."""
     assert key.private is not None, "the keyring hands out signers with their private half"
     signing_input = f"{_header(typ, key.kid)}.{base64url(_json(claims))}"
-    return f"{signing_input}.{base64url(_RS256.sign(signing_input.encode(), key.private))}"
+    signature = key.private.sign(signing_input.encode(), _PKCS1, _SHA256)  # RS256: RFC 7518 3.3
+    return f"{signing_input}.{base64url(signature)}"
 
 
 def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) -> bytes:
@@ -120,4 +125,4 @@ def _header(typ: str, kid: str) -> str:
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _encode(value).encode()

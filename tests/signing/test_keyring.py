@@ -57,6 +57,8 @@ class History:
 
     def check(self, now: datetime) -> None:
         """Assert all that must hold at an instant."""
+        for instant in (now, now - LIFETIMES.access, now + LIFETIMES.access, now):  # what is remembered is of its time
+            assert self.ring.statuses(instant) == tuple(self.ring.status(key, instant) for key in self.ring.keys)
         states = [status.state for status in self.ring.statuses(now)]
         signer = self.ring.signer(now)
         published = [key.kid for key in self.ring.published(now)]
