@@ -4,11 +4,12 @@ SQL lives in the `store.py` of each domain package; the schema in `migrations/`.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -70,6 +71,143 @@ class Server:
     now: datetime
 
 
+class _Held(NamedTuple):
+    """A connection taken from the pool, and until when it is kept."""
+
+    connection: "PoolConnectionProxy[asyncpg.Record]"
+    until: float
+
+    def is_open(self) -> bool:
+        try:
+            return not self.connection.is_closed()
+        except asyncpg.InterfaceError:  # the pool has noticed before us, and taken it back
+            return False
+
+
+class _Lending:
+    """Lends connections, first come, first served, and keeps those that come back clean at hand.
+
+    The pool behind it takes longer to give out and take back a connection, by way of tasks and timers, than a refresh
+    waits for Postgres, and serves those who wait in any order. It still opens, checks and closes every connection: each
+    returns to it when something went wrong, and every half a minute.
+    """
+
+    KEEP_SECONDS = 30.0
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._idle: deque[_Held] = deque()
+        self._waiting: deque[asyncio.Future[_Held | None]] = deque()
+        self._held = 0
+
+    @property
+    def in_use(self) -> int:
+        return self._held - len(self._idle)
+
+    async def borrow(self) -> _Held:
+        while True:
+            if self._idle:
+                held = self._idle.pop()
+            elif self._held < self._pool.get_max_size():
+                return await self._take()
+            elif (given := await self._wait()) is not None:
+                held = given
+            else:
+                continue  # a place became free
+            if held.is_open():
+                return held
+            await self._let_go(held)
+
+    async def give_back(self, held: _Held, *, clean: bool) -> None:
+        """Take a connection back; `clean` says that nothing went wrong with it."""
+        now = asyncio.get_running_loop().time()
+        if not clean or now > held.until or not held.is_open() or held.connection.is_in_transaction():
+            await self._let_go(held)
+        elif not self._hand_on(held):
+            self._idle.append(held)
+            if self._idle[0].until < now:  # those that are not needed any more are at this end
+                await self._let_go(self._idle.popleft())
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._let_go(self._idle.popleft())
+
+    async def _take(self) -> _Held:
+        self._held += 1
+        try:
+            connection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
+        except BaseException:
+            self._held -= 1
+            self._hand_on(None)
+            raise
+        return _Held(connection, asyncio.get_running_loop().time() + self.KEEP_SECONDS)
+
+    async def _let_go(self, held: _Held) -> None:
+        try:
+            await self._pool.release(held.connection)
+        finally:
+            self._held -= 1
+            self._hand_on(None)
+
+    async def _wait(self) -> _Held | None:
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[_Held | None] = loop.create_future()
+        patience = loop.call_later(CONNECT_TIMEOUT, _give_up, turn)
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            # Its turn may have come in the same moment.
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                held = turn.result()
+                if not self._hand_on(held) and held is not None:
+                    self._idle.append(held)
+            raise
+        finally:
+            patience.cancel()
+
+    def _hand_on(self, held: _Held | None) -> bool:
+        """Give whoever waits longest a connection, or word that there is a place for another one."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(held)
+                return True
+        return False
+
+
+def _give_up(turn: "asyncio.Future[_Held | None]") -> None:
+    if not turn.done():
+        turn.set_exception(TimeoutError("no connection became free in time"))
+
+
+class _Loan:
+    """A connection for the length of a context, whose errors are ours from here on."""
+
+    __slots__ = ("_held", "_lending")
+
+    def __init__(self, lending: _Lending) -> None:
+        self._lending = lending
+
+    async def __aenter__(self) -> Connection:
+        try:
+            self._held = await self._lending.borrow()
+        except (*_AWAY, asyncpg.PostgresError) as error:
+            raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+        return self._held.connection
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        with suppress(*_AWAY, asyncpg.PostgresError):  # the pool closes what it cannot take back
+            await self._lending.give_back(self._held, clean=error is None)
+        if error is None or isinstance(error, _CONFLICTS):
+            return
+        if isinstance(error, _AWAY):
+            raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+        if isinstance(error, asyncpg.PostgresError):
+            # Its own text goes on with the failing row, which may hold a password's hash.
+            raise StatementFailed(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from None
+
+
 class Database:
     """A pool of connections to one Postgres.
 
@@ -78,6 +216,7 @@ class Database:
 
     def __init__(self, pool: Pool, url: str) -> None:
         self._pool = pool
+        self._lending = _Lending(pool)
         self._url = url
 
     @property
@@ -88,29 +227,19 @@ class Database:
     @property
     def in_use(self) -> int:
         """Connections that are lent at this moment."""
-        return self._pool.get_size() - self._pool.get_idle_size()
+        return self._lending.in_use
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
         """Lend a connection.
 
         Raises:
             DatabaseUnavailable: Postgres cannot be reached, does not answer in time, or lacks the schema.
         """
-        lent = False
-        try:
-            async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as connection:
-                lent = True
-                yield connection
-        except _AWAY as error:
-            raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
-        except _CONFLICTS:
-            raise
-        except asyncpg.PostgresError as error:
-            if not lent:
-                raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
-            # Its own text goes on with the failing row, which may hold a password's hash.
-            raise StatementFailed(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from None
+        return _Loan(self._lending)
+
+    async def close(self) -> None:
+        """Return what is at hand to the pool."""
+        await self._lending.close()
 
     async def transact(self, unit: Callable[[Connection], Awaitable[T]], *, attempts: int = ATTEMPTS) -> T:
         """Run `unit` in one transaction, again from the start when Postgres asks for it (40001, 40P01).
@@ -214,10 +343,12 @@ async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
         raise DatabaseUnavailable(detail=f"the URL cannot be used: {type(error).__name__}") from None
     except (*_AWAY, asyncpg.PostgresError) as error:
         raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+    database = Database(pool, normalise_url(url))
     try:
-        yield Database(pool, normalise_url(url))
+        yield database
     finally:
         try:
+            await database.close()
             await pool.close()
         finally:
             pool.terminate()

@@ -14,6 +14,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 import identity_service
+from identity_service import database as database_module
 from identity_service.cli.migrate import alembic_config, upgrade
 from identity_service.database import ATTEMPTS, SCHEMA_HEAD, open_database
 from identity_service.errors import DatabaseUnavailable
@@ -235,3 +236,100 @@ async def test_a_deadlock_is_resolved_by_trying_again(database_url):
     async with open_database(database_url, pool_size=2) as database:
         await asyncio.gather(locking(0), locking(1))
     assert sum(tried) == 3
+
+
+# Lending
+
+
+async def test_whoever_waits_longest_for_a_connection_is_served_first(database_url):
+    served: list[int] = []
+
+    async def use(number: int) -> None:
+        async with database.connection() as db:
+            served.append(number)
+            await db.fetchval("SELECT pg_sleep(0.001)")
+
+    async with open_database(database_url, pool_size=2) as database:
+        await asyncio.gather(*(use(number) for number in range(50)))
+        assert database.in_use == 0
+    assert served == list(range(50))
+
+
+async def test_waiting_for_a_connection_ends_and_harms_nobody(database_url, monkeypatch):
+    monkeypatch.setattr(database_module, "CONNECT_TIMEOUT", 0.05)
+    async with open_database(database_url, pool_size=1) as database:
+        async with database.connection():
+            with pytest.raises(DatabaseUnavailable):
+                await database.schema_revision()
+        assert await database.schema_revision() == SCHEMA_HEAD
+
+
+@pytest.mark.parametrize("more_wait", [False, True])
+async def test_a_turn_that_comes_to_somebody_who_has_left_goes_to_the_next(database_url, more_wait):
+    async with open_database(database_url, pool_size=1) as database:
+        async with database.connection():
+            leaving = asyncio.create_task(database.schema_revision())
+            await asyncio.sleep(0)
+            staying = [asyncio.create_task(database.schema_revision())] if more_wait else []
+            await asyncio.sleep(0)
+        leaving.cancel()  # in the very moment in which it got the connection
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert await asyncio.gather(*staying, database.schema_revision()) == [SCHEMA_HEAD] * (1 + more_wait)
+        assert database.in_use == 0
+
+
+async def test_somebody_who_leaves_the_queue_is_passed_over(database_url):
+    async with open_database(database_url, pool_size=1) as database:
+        async with database.connection():
+            leaving = asyncio.create_task(database.schema_revision())
+            staying = asyncio.create_task(database.schema_revision())
+            await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.sleep(0)
+        assert await staying == SCHEMA_HEAD
+
+
+async def test_a_connection_that_was_lost_while_nobody_had_it_is_replaced_unnoticed(database_url):
+    async with open_database(database_url, pool_size=2) as database:
+        async with database.connection() as db:
+            pid = await db.fetchval("SELECT pg_backend_pid()")
+        killer = await asyncpg.connect(database_url)
+        await killer.execute("SELECT pg_terminate_backend($1)", pid)
+        await killer.close()
+        await asyncio.sleep(0.1)
+        assert await asyncio.gather(*(database.schema_revision() for _ in range(4))) == [SCHEMA_HEAD] * 4
+
+
+async def test_connections_are_given_back_to_the_pool_after_a_while(database_url, monkeypatch):
+    """So that it can close those that are old, or not needed any more."""
+    async with open_database(database_url, pool_size=3) as database:
+        pool = database._pool
+        await asyncio.gather(*(database.schema_revision() for _ in range(9)))
+        assert pool.get_idle_size() == 0
+        monkeypatch.setattr(database_module._Lending, "KEEP_SECONDS", -1.0)
+        for _ in range(3):
+            async with database.connection():
+                pass
+        monkeypatch.undo()
+        assert database.in_use == 0
+    assert pool.is_closing()
+
+
+async def test_a_transaction_that_was_left_open_does_not_reach_the_next(database_url):
+    async with open_database(database_url, pool_size=1) as database:
+        async with database.connection() as db:
+            await db.execute("BEGIN")
+        async with database.connection() as db:
+            assert not db.is_in_transaction()
+
+
+async def test_when_no_connection_can_be_opened_everybody_who_waits_is_told(database_url):
+    async with open_database(database_url, pool_size=2) as database:
+        wrong = database.connection()
+        async with database.connection() as db, wrong as other:
+            waiting = [asyncio.create_task(database.schema_revision()) for _ in range(4)]
+            await asyncio.sleep(0)
+            for lost in (db, other):
+                await lost.close()
+        assert await asyncio.gather(*waiting) == [SCHEMA_HEAD] * 4
