@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from identity_service import logs
-from identity_service.app import create_app
+from identity_service.app import create_app, keep_what_is_loaded
 from identity_service.cli.environment import load_settings, schema_revision, with_database_url
 from identity_service.cli.exporter import exported, shared_registry
 from identity_service.database import SCHEMA_HEAD
@@ -151,6 +151,7 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
         return
     app = create_app(settings, keys)
     server = uvicorn.Server(_config(settings, app))
+    keep_what_is_loaded()
     with exported(settings, app.state.metrics.registry), suppress(KeyboardInterrupt):  # raised again after a clean stop
         server.run(sockets=[listener])
     if not server.started:

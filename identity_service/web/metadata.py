@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service.signing.keyring import JWKS_MAX_AGE
 from identity_service.web.dependencies import public, runtime_of
+from identity_service.web.direct import DirectRoute
 from identity_service.web.token import offered_grants
 
-router = APIRouter(tags=["Metadata"])
+router = APIRouter(route_class=DirectRoute, tags=["Metadata"])
 
 _MAX_AGE = int(JWKS_MAX_AGE.total_seconds())
 _JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-if-error=3600"
@@ -95,15 +96,17 @@ async def authorization_server(request: Request) -> JSONResponse:
 
 @router.get("/", response_model=Root)
 @public
-async def root(request: Request) -> dict[str, str]:
+async def root(request: Request) -> JSONResponse:
     """Where to go from here."""
     issuer = runtime_of(request).settings.issuer_url
-    return {
-        "issuer": issuer,
-        "jwks_uri": f"{issuer}/.well-known/jwks.json",
-        "metadata": f"{issuer}/.well-known/oauth-authorization-server",
-        "docs": f"{issuer}/docs",
-    }
+    return JSONResponse(
+        {
+            "issuer": issuer,
+            "jwks_uri": f"{issuer}/.well-known/jwks.json",
+            "metadata": f"{issuer}/.well-known/oauth-authorization-server",
+            "docs": f"{issuer}/docs",
+        }
+    )
 
 
 def not_modified(request: Request, etag: str) -> bool:

@@ -8,16 +8,19 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
+from itertools import count
 from typing import TypeAlias
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from identity_service import audit
 from identity_service.metrics import Metrics
+from identity_service.web.direct import DirectRoute
 from identity_service.web.proxies import TrustedProxies
 
 log = logging.getLogger("identity_service.request")
@@ -63,6 +66,7 @@ class EdgePolicy:
     proxies: TrustedProxies
 
 
+RawHeader: TypeAlias = tuple[bytes, bytes]
 Refusal: TypeAlias = tuple[int, str, str]
 """Status, code and detail."""
 
@@ -70,29 +74,42 @@ Refusal: TypeAlias = tuple[int, str, str]
 class Edge:
     """Wraps the application. Answers by itself what never needs to reach a route."""
 
-    def __init__(self, app: ASGIApp, policy: EdgePolicy, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, policy: EdgePolicy, metrics: Metrics, direct: Mapping[tuple[str, str], DirectRoute]
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._policy = policy
+        self._direct = direct
         self._cookie = policy.cookie.encode()
-        self._headers = dict(_SECURITY_HEADERS)
+        # No secret, only not twice: what this process is called, and a number.
+        self._ids, self._counter = secrets.token_hex(4), count()
+        # Nearly every request names the same host.
+        self._is_served = lru_cache(maxsize=64)(self._serves)
+        own = dict(_SECURITY_HEADERS)
         if policy.strict_transport:
-            self._headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
+            own["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in own.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = Headers(scope=scope)
-        given_id = headers.get("x-request-id", "")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(8)
+        headers = dict(reversed(scope["headers"]))  # of several with one name, the first
+        given_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else f"{self._ids}{next(self._counter):08x}"
         head = scope["method"] == "HEAD"
-        # Routes answer GET; HEAD is the same without the body (RFC 9110 9.3.2).
-        method = "GET" if head else scope["method"]
-        own = {"identity.request_id": request_id, "identity.method": scope["method"], **self._cookies_of(scope)}
-        own["identity.address"] = self._policy.proxies.client_of(scope)
-        scope = {**scope, "method": method, **own}
+        own = {
+            # Routes answer GET; HEAD is the same without the body (RFC 9110 9.3.2).
+            "method": "GET" if head else scope["method"],
+            "identity.method": scope["method"],
+            "identity.request_id": request_id,
+            "identity.address": self._policy.proxies.client_of(scope),
+        }
+        scope = {**scope, **own}
+        if b"cookie" in headers:
+            scope |= self._cookies_of(scope)
         status = 500
         begun = False
         ended = False
@@ -101,7 +118,7 @@ class Edge:
             nonlocal status, begun, ended
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
-                self._finish(MutableHeaders(scope=message), scope["path"], request_id, headers.get("origin"))
+                message["headers"] = self._finished(message["headers"], scope, headers.get(b"origin"))
             elif head:
                 if ended:
                     return
@@ -122,32 +139,39 @@ class Edge:
             self._count(scope, status, seconds)
             self._log(scope, status, seconds)
 
-    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         """Refuse what must not reach a route, answer preflights, and pass everything else on."""
         if refusal := self._refuse(scope, headers):
             await _turn_away(scope, send, refusal)
-        elif scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            await self._preflight(scope, send, headers.get("origin"))
+        elif scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+            await self._preflight(scope, send, headers.get(b"origin", b"").decode("latin-1"))
         elif (body := await _whole_body(headers, receive)) is None:
             await _turn_away(scope, send, _TOO_LARGE)
-        else:
+        elif (route := self._direct.get((scope["method"], scope["path"]))) is None:
             await self._app(scope, body, send)
+        else:
+            scope["route"] = route
+            response = await route.respond(Request(scope, body))
+            await response(scope, body, send)
 
-    def _refuse(self, scope: Scope, headers: Headers) -> Refusal | None:
+    def _refuse(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         if _CONTROLS.search(scope["path"]) or b"%2f" in scope.get("raw_path", b"").lower():
             # A route's pattern would take a line break at the end of a path for its end, and a slash that was encoded
             # into an id for one that begins another route (F80).
             return 404, "not_found", "There is nothing at this path."
         if scope["path"] not in _PROBES and "*" not in self._policy.hosts:
-            hosts = headers.getlist("host")
-            if len(hosts) != 1 or _host_name(hosts[0]) not in self._policy.hosts:
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) != 1 or not self._is_served(hosts[0]):
                 return 400, "unknown_host", "This host name is not served here; see IDENTITY_ALLOWED_HOSTS."
-        length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdecimal()):
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
             return 400, "bad_request", "Content-Length is not a number."
         if len(length) > 9 or int(length) > MAX_BODY:
             return _TOO_LARGE
         return None
+
+    def _serves(self, host: bytes) -> bool:
+        return _host_name(host.decode("latin-1")) in self._policy.hosts
 
     def _cookies_of(self, scope: Scope) -> Scope:
         """Return what the scope becomes: our cookie read, and the header taken away.
@@ -155,14 +179,12 @@ class Edge:
         The framework would parse it for every route, with a parser whose time grows with the square of its length.
         """
         given = [value for name, value in scope["headers"] if name == b"cookie"]
-        if not given:
-            return {}
         pairs = (pair.strip().partition(b"=") for value in given for pair in value.split(b";"))
         found = [value for name, _, value in pairs if name == self._cookie]
         cookie = found[0].decode("latin-1") if len(found) == 1 else ""
         return {"headers": [pair for pair in scope["headers"] if pair[0] != b"cookie"], "identity.cookie": cookie}
 
-    async def _preflight(self, scope: Scope, send: Send, origin: str | None) -> None:
+    async def _preflight(self, scope: Scope, send: Send, origin: str) -> None:
         if origin not in self._policy.origins:
             await _turn_away(scope, send, _FOREIGN)
             return
@@ -174,21 +196,23 @@ class Edge:
         await _start(send, 204, headers)
         await send({"type": "http.response.body", "body": b""})
 
-    def _finish(self, headers: MutableHeaders, path: str, request_id: str, origin: str | None) -> None:
-        for name, value in self._headers.items():
-            headers.setdefault(name, value)
-        if headers["cache-control"] == "no-store":
-            headers.setdefault("Pragma", "no-cache")
-        headers["X-Request-ID"] = request_id
-        if "access-control-allow-origin" in headers:  # public documents answer everyone
-            return
-        headers.add_vary_header("Origin")
-        if origin in self._policy.origins:
-            assert origin is not None
-            headers["Access-Control-Allow-Origin"] = origin
-            headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
-            if path in _COOKIE_PATHS:
-                headers["Access-Control-Allow-Credentials"] = "true"
+    def _finished(self, headers: Iterable[RawHeader], scope: Scope, origin: bytes | None) -> list[RawHeader]:
+        """Return an answer's headers with what every answer carries. Their names come in lower case (ASGI)."""
+        finished = list(headers)
+        given = dict(finished)
+        finished += [pair for pair in self._headers if pair[0] not in given]
+        if given.get(b"cache-control", b"no-store") == b"no-store" and b"pragma" not in given:
+            finished.append((b"pragma", b"no-cache"))
+        finished.append((b"x-request-id", scope["identity.request_id"].encode()))
+        if b"access-control-allow-origin" in given:  # public documents answer everyone
+            return finished
+        finished.append((b"vary", b"Origin"))
+        if origin is not None and origin.decode("latin-1") in self._policy.origins:
+            finished.append((b"access-control-allow-origin", origin))
+            finished.append((b"access-control-expose-headers", _EXPOSED_HEADERS.encode()))
+            if scope["path"] in _COOKIE_PATHS:
+                finished.append((b"access-control-allow-credentials", b"true"))
+        return finished
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["route"].path if "route" in scope else "none"
@@ -220,12 +244,12 @@ _FOREIGN = (403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_O
 _TOO_LARGE = (413, "body_too_large", f"The body must have at most {MAX_BODY} bytes.")
 
 
-async def _whole_body(headers: Headers, receive: Receive) -> Receive | None:
+async def _whole_body(headers: Mapping[bytes, bytes], receive: Receive) -> Receive | None:
     """Return a `receive` with a body of bounded size, None when there is more of it.
 
     A body with a length was checked by its header; one without is read here, since nobody knows its end.
     """
-    if "transfer-encoding" not in headers:
+    if b"transfer-encoding" not in headers:
         return receive
     body = bytearray()
     more = True

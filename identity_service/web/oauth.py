@@ -2,15 +2,15 @@
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from identity_service import errors, grants, throttling
@@ -18,6 +18,7 @@ from identity_service.audit import Event, Subject
 from identity_service.clients import FIRST_PARTY, Client, authentication
 from identity_service.errors import IdentityError
 from identity_service.web.dependencies import actor_of, runtime_of
+from identity_service.web.direct import DirectRoute
 from identity_service.web.problems import note, refusals
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -52,21 +53,17 @@ class InvalidRequest(Exception):
         self.description = description
 
 
-class OAuthRoute(APIRoute):
+class OAuthRoute(DirectRoute):
     """A route whose refusals are RFC 6749 errors instead of problem documents."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handle_oauth(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except InvalidRequest as error:
-                return _error(400, "invalid_request", error.description)
-            except IdentityError as error:
-                return _refused(request, error)
-
-        return handle_oauth
+    async def respond(self, request: Request) -> Response:
+        try:
+            response: Response = await self.endpoint(request)
+        except InvalidRequest as error:
+            return _error(400, "invalid_request", error.description)
+        except IdentityError as error:
+            return _refused(request, error)
+        return response
 
 
 async def read_form(request: Request) -> Mapping[str, str]:
@@ -77,7 +74,7 @@ async def read_form(request: Request) -> Mapping[str, str]:
     """
     if not _FORM.fullmatch(request.headers.get("content-type", "")):
         raise InvalidRequest("Send the parameters as application/x-www-form-urlencoded.")
-    if "client_secret" in request.query_params:
+    if request.scope["query_string"] and "client_secret" in request.query_params:
         raise InvalidRequest("A secret must not be sent in the URL.")
     try:
         body = await request.body()
@@ -90,7 +87,7 @@ async def read_form(request: Request) -> Mapping[str, str]:
     form = dict(pairs)
     if len(form) != len(pairs):
         raise InvalidRequest("A parameter was given more than once.")
-    if any(_CONTROLS.search(text) for pair in pairs for text in pair):
+    if _CONTROLS.search("".join(chain.from_iterable(pairs))):
         raise InvalidRequest("Parameters must not contain control characters.")
     return {name: value for name, value in form.items() if value}
 

@@ -160,10 +160,22 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(IdentityError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, failed)
+
+
+def failed(request: Request, _: Exception) -> JSONResponse:
+    """Render what nobody expected. The log has it, under the request's id."""
+    text = "Something went wrong here; the request id finds it in the log."
+    return problem(request, 500, "internal_error", text)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, IdentityError)
+    return refused(request, error)
+
+
+def refused(request: Request, error: IdentityError) -> JSONResponse:
+    """Render an error of ours, and leave its detail for the log."""
     note(request, error)
     status, code = STATUS[type(error)]
     headers = {}

@@ -1,10 +1,10 @@
 """`POST /token`: strict form → client → may it ask for this → grant → answer (RFC 6749 5)."""
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from identity_service import grants
@@ -39,7 +39,7 @@ class TokenAnswer(BaseModel):
     openapi_extra=oauth.form_schema("grant_type", "username", "password", "refresh_token", "scope"),
 )
 @public
-async def token(request: Request) -> JSONResponse:
+async def token(request: Request) -> Response:
     """Get an access token for a user, with the next refresh token, or for the client that asks."""
     runtime = runtime_of(request)
     form = await oauth.read_form(request)
@@ -85,7 +85,11 @@ GRANTS: dict[str, Grant] = {
 }
 
 
-def _answer(issued: IssuedToken) -> JSONResponse:
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+"""Made once: with options of its own, `json.dumps` makes an encoder for each call."""
+
+
+def _answer(issued: IssuedToken) -> Response:
     body: dict[str, str | int] = {
         "access_token": issued.access_token,
         "token_type": "Bearer",
@@ -95,4 +99,4 @@ def _answer(issued: IssuedToken) -> JSONResponse:
     if isinstance(issued, IssuedTokens):
         body["refresh_token"] = issued.refresh_token
         body["refresh_token_expires_in"] = issued.refresh_token_expires_in
-    return JSONResponse(body, headers=oauth.NO_STORE)
+    return Response(_encode(body), headers=oauth.NO_STORE, media_type="application/json")

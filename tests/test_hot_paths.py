@@ -1,0 +1,99 @@
+"""What the speed of the hot paths rests on, by structure and not by time: `make bench` measures the time."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import argon2
+import pytest
+
+from identity_service.signing import key_files
+from identity_service.web.direct import DirectRoute, direct_routes
+from tests.conftest import Api, StartApi
+
+
+async def statements_of(api: Api, work: Coroutine[Any, Any, Any]) -> list[str]:
+    """Return what the work asked the database, beside the housekeeping, which goes on. The pool has one connection."""
+    housekeeping = asyncio.all_tasks()
+    asked: list[str] = []
+
+    def note(record: Any) -> None:
+        if asyncio.current_task() not in housekeeping:
+            asked.append(record.query)
+
+    async with api.database.connection() as db:
+        db.add_query_logger(note)
+    await asyncio.create_task(work)
+    async with api.database.connection() as db:
+        db.remove_query_logger(note)
+    return asked
+
+
+async def test_a_refresh_asks_the_database_once(start_api: StartApi):
+    """P8: one statement, which is its own transaction."""
+    async with start_api(database_pool_size=1) as api:
+        tokens = await (await api.sign_up("alice")).log_in()
+        await api.refresh(tokens["refresh_token"])  # what follows is not the first
+        tokens = await (await api.sign_up("bob", "wise old owls never sleep")).log_in()
+        asked = await statements_of(api, api.refresh(tokens["refresh_token"]))
+    assert len(asked) == 1
+    assert "UPDATE sessions" in asked[0]
+
+
+async def test_no_key_is_read_or_parsed_after_the_start(api, alice, monkeypatch):
+    """Parsing an RSA key takes a hundred times as long as signing with it."""
+    keys = api.keys.current
+    for name in ("load_pem_private_key", "RSAPublicNumbers"):
+        monkeypatch.setattr(key_files, name, None)
+    tokens = await alice.log_in()
+    for _ in range(3):
+        tokens = (await api.refresh(tokens["refresh_token"])).json()
+    assert (await api.me(tokens["access_token"])).status_code == 200
+    assert api.keys.current is keys
+
+
+async def test_no_password_is_hashed_on_the_event_loop(api, monkeypatch):
+    hashed_in: list[int] = []
+    for name in ("hash", "verify"):
+        real = getattr(argon2.PasswordHasher, name)
+
+        def noting(*arguments: Any, real: Any = real, **more: Any) -> Any:
+            hashed_in.append(threading.get_ident())
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(argon2.PasswordHasher, name, noting)
+    alice = await api.sign_up("alice")
+    await alice.log_in()
+    await api.token(grant_type="password", username="alice", password="wrong")
+    await api.token(grant_type="password", username="nobody", password="wrong")
+    assert len(hashed_in) >= 4
+    assert threading.get_ident() not in hashed_in
+
+
+async def test_the_routes_that_must_be_fast_are_called_directly(api):
+    direct = direct_routes(api.app.state.routers)
+    assert {("POST", "/token"), ("GET", "/.well-known/jwks.json")} <= direct.keys()
+
+
+async def test_a_direct_route_answers_as_the_framework_would(api, alice):
+    """Refusals come by the same way, and what is not its method or its path is the framework's business."""
+    assert (await api.token(grant_type="nonsense")).json()["error"] == "unsupported_grant_type"
+    assert (await api.http.get("/token")).status_code == 405
+    assert (await api.http.post("/token/", data={})).status_code == 404
+    assert (await api.http.head("/.well-known/jwks.json")).content == b""
+    described = (await api.http.get("/openapi.json")).json()["paths"]
+    assert "post" in described["/token"]
+
+
+@pytest.mark.parametrize("wrong", ["more than the request", "not a coroutine", "a parameter in its path"])
+def test_an_endpoint_that_needs_the_framework_is_no_direct_route(wrong):
+    async def more(request: Any, body: Any) -> None: ...
+
+    def plain(request: Any) -> None: ...
+
+    async def fitting(request: Any) -> None: ...
+
+    endpoint: Any = {"more than the request": more, "not a coroutine": plain}.get(wrong, fitting)
+    with pytest.raises(TypeError):
+        DirectRoute("/{name}" if "path" in wrong else "/", endpoint, response_model=None)
