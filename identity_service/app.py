@@ -33,6 +33,7 @@ from identity_service.revocation.feed import RevocationFeed
 from identity_service.revocation.status_lists import StatusLists
 from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
+from identity_service.sessions.rotation import Rotations
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
 from identity_service.signing import recording
@@ -100,6 +101,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                 runtime = Runtime(
                     settings=settings,
                     database=database,
+                    rotations=Rotations(database),
                     keys=keys,
                     revocations=revocations,
                     status_lists=status_lists,

@@ -23,7 +23,7 @@ from identity_service.errors import (
     TokenRejected,
 )
 from identity_service.runtime import Runtime
-from identity_service.sessions import Session, SessionLimits, lifecycle, rotation
+from identity_service.sessions import Claim, Session, SessionLimits, lifecycle, rotation
 from identity_service.shell import token_id, uuid7
 from identity_service.signing.keyring import Key
 from identity_service.throttling import Attempt
@@ -163,8 +163,12 @@ async def _rotate(
         raise SessionEnded(detail=error.detail) from None
     if presented.client_id != client.client_id:
         raise SessionEnded(detail="issued to another client")
+    claim = Claim(presented, now, limits)
+    # A scope has to be looked at together with the session's own, which takes a statement of its own.
+    if not scope and (session := await runtime.rotations.claim(claim)) is not None:
+        return session
     async with runtime.database.connection() as db:
-        return await rotation.rotate(db, presented, scope=scope, by=by, now=now, limits=limits)
+        return await rotation.rotate(db, claim, scope=scope, by=by)
 
 
 async def client_credentials(runtime: Runtime, client: Client, *, scope: str, by: Actor) -> IssuedToken:

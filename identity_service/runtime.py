@@ -13,6 +13,7 @@ from identity_service.metrics import Metrics
 from identity_service.revocation.feed import RevocationFeed
 from identity_service.revocation.status_lists import StatusLists
 from identity_service.sessions import SessionLimits
+from identity_service.sessions.rotation import Rotations
 from identity_service.settings import Settings
 from identity_service.signing.live import LiveKeyring
 
@@ -23,6 +24,7 @@ class Runtime:
 
     settings: Settings
     database: Database
+    rotations: Rotations
     keys: LiveKeyring
     revocations: RevocationFeed
     status_lists: StatusLists

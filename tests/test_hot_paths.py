@@ -41,6 +41,20 @@ async def test_a_refresh_asks_the_database_once(start_api: StartApi):
     assert "UPDATE sessions" in asked[0]
 
 
+async def test_refreshes_that_come_together_ask_the_database_together(start_api: StartApi):
+    """The first goes at once, all others with the next."""
+    async with start_api(database_pool_size=1) as api:
+        alice = await api.sign_up("alice")
+        sessions = [await alice.log_in() for _ in range(20)]
+
+        async def refresh_all() -> None:
+            answers = await asyncio.gather(*(api.refresh(tokens["refresh_token"]) for tokens in sessions))
+            assert {answer.status_code for answer in answers} == {200}
+
+        asked = await statements_of(api, refresh_all())
+    assert 1 <= len(asked) <= 4
+
+
 async def test_no_key_is_read_or_parsed_after_the_start(api, alice, monkeypatch):
     """Parsing an RSA key takes a hundred times as long as signing with it."""
     keys = api.keys.current

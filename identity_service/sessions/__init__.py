@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from identity_service.revocation import Revocable
+from identity_service.tokens.refresh import RefreshClaims
 
 BUILT_IN_CLIENT = "first-party"
 """The client that is always there and has no row: a session of it costs no look at the table of clients."""
@@ -40,6 +41,23 @@ class SessionLimits:
     def access_expires_at(self, now: datetime) -> datetime:
         """When the last access token of the generation that begins now has expired: a retry is answered with one."""
         return now + self.retry_window + self.access
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """That a session be advanced from the generation that a refresh token names to the next one."""
+
+    presented: RefreshClaims
+    now: datetime
+    limits: SessionLimits
+
+    @property
+    def idle_since(self) -> datetime:
+        return self.now - self.limits.idle
+
+    @property
+    def access_expires_at(self) -> datetime:
+        return self.limits.access_expires_at(self.now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,80 @@
 """Refreshing a session: one row, one statement. Starting and ending sessions is next door in `lifecycle`."""
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from typing import TypeAlias
+from uuid import UUID
 
 from identity_service.audit import Actor
-from identity_service.database import Connection
+from identity_service.database import Connection, Database
 from identity_service.errors import RefreshTokenReused, ScopeRejected, SessionEnded
 from identity_service.revocation.revoking import Reason
-from identity_service.sessions import Session, SessionLimits, lifecycle, store
-from identity_service.tokens.refresh import RefreshClaims
+from identity_service.sessions import Claim, Session, lifecycle, store
+
+MOST_AT_ONCE = 64
+
+_Waiting: TypeAlias = "tuple[Claim, asyncio.Future[Session | None]]"
 
 
-async def rotate(
-    db: Connection, presented: RefreshClaims, *, scope: Sequence[str], by: Actor, now: datetime, limits: SessionLimits
-) -> Session:
+class Rotations:
+    """Refreshes that arrive together go to Postgres together: one statement, one transaction, one wait for the disk.
+
+    A refresh that comes alone is sent alone, at once. While one statement is under way the next ones gather.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: deque[_Waiting] = deque()
+        self._sending: asyncio.Task[None] | None = None
+
+    async def claim(self, claim: Claim) -> Session | None:
+        """Advance the session if the presented generation is its current one and all is well with it.
+
+        None says only that this did not do it: somebody else may have had the row in hand.
+
+        Raises:
+            DatabaseUnavailable: see there.
+        """
+        turn: asyncio.Future[Session | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((claim, turn))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send())
+        return await turn
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                await self._send_some(self._take())
+        finally:
+            self._sending = None
+
+    def _take(self) -> list[_Waiting]:
+        """Return the next claims, at most one of each session: of two one must fail, and the statement sees neither."""
+        taken: list[_Waiting] = []
+        sessions = set[UUID]()
+        while self._waiting and len(taken) < MOST_AT_ONCE and self._waiting[0][0].presented.session_id not in sessions:
+            claim, turn = self._waiting.popleft()
+            sessions.add(claim.presented.session_id)
+            taken.append((claim, turn))
+        return taken
+
+    async def _send_some(self, taken: list[_Waiting]) -> None:
+        try:
+            async with self._database.connection() as db:
+                advanced = await store.claim_generations(db, [claim for claim, _ in taken])
+        except Exception as error:  # noqa: BLE001 - each of those who wait raises it
+            for _, turn in taken:
+                if not turn.done():
+                    turn.set_exception(error)
+            return
+        for claim, turn in taken:
+            if not turn.done():  # whoever does not wait any more has been advanced all the same, as by a lost answer
+                turn.set_result(advanced.get(claim.presented.session_id))
+
+
+async def rotate(db: Connection, claim: Claim, *, scope: Sequence[str], by: Actor) -> Session:
     """Advance the session to its next refresh token and return it.
 
     Asking again with the token just spent returns the same successor (RFC 9700 4.14.2 allows no second family); asking
@@ -31,35 +91,25 @@ async def rotate(
         ScopeRejected: the scope exceeds the session's.
     """
     assert not db.is_in_transaction(), "a refusal would undo the end of the session"
-    idle_since = now - limits.idle
-    until = limits.access_expires_at(now)
-    if session := await store.claim_generation(
-        db, presented, scope=scope, now=now, idle_since=idle_since, access_expires_at=until
-    ):
+    if session := await store.claim_generation(db, claim, scope=scope):
         return session
-    current = await store.find_live(db, presented, now=now, idle_since=idle_since)
+    current = await store.find_live(db, claim.presented, now=claim.now, idle_since=claim.idle_since)
     if current is None:
         raise SessionEnded(detail="the session is over, or its user is not welcome")
-    return await _answer_retry_or_end(db, presented, current, scope=scope, by=by, now=now, limits=limits)
+    return await _answer_retry_or_end(db, claim, current, scope=scope, by=by)
 
 
 async def _answer_retry_or_end(
-    db: Connection,
-    presented: RefreshClaims,
-    current: Session,
-    *,
-    scope: Sequence[str],
-    by: Actor,
-    now: datetime,
-    limits: SessionLimits,
+    db: Connection, claim: Claim, current: Session, *, scope: Sequence[str], by: Actor
 ) -> Session:
+    presented = claim.presented
     just_spent = presented.generation + 1 == current.generation
-    retried = just_spent and now - current.rotated_at <= limits.retry_window
+    retried = just_spent and claim.now - current.rotated_at <= claim.limits.retry_window
     if presented.generation < current.generation and not retried:
         # Committed before refusing: raising inside the transaction would bring the family back.
         by = replace(by, client_id=presented.client_id)
         async with db.transaction():
-            await lifecycle.end(db, current.id, reason=Reason.REUSE, by=by, now=now)
+            await lifecycle.end(db, current.id, reason=Reason.REUSE, by=by, now=claim.now)
         raise RefreshTokenReused(
             detail=f"session {current.id}: generation {presented.generation} came back at {current.generation}"
         )
@@ -68,14 +118,7 @@ async def _answer_retry_or_end(
     if retried:
         return current
     # The current one after all: its account was being changed while the first attempt waited for the row.
-    session = await store.claim_generation(
-        db,
-        presented,
-        scope=scope,
-        now=now,
-        idle_since=now - limits.idle,
-        access_expires_at=limits.access_expires_at(now),
-    )
+    session = await store.claim_generation(db, claim, scope=scope)
     if session is None:
         # Signed by us, yet never handed out as far as this database knows: it was restored from a backup.
         raise SessionEnded(

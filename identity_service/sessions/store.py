@@ -3,13 +3,13 @@
 The user's state, the client's, and what the roles give is joined in: a refresh sees it in one statement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from uuid import UUID
 
 from identity_service.database import Connection, Record
 from identity_service.revocation import Revocable
-from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, EndedSession, Session, SessionSummary
+from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, Claim, EndedSession, Session, SessionSummary
 from identity_service.tokens.refresh import RefreshClaims
 
 _SESSION = """
@@ -23,11 +23,12 @@ _OF_WELCOME_CLIENT = f"""
     (s.client_id = '{BUILT_IN_CLIENT}'
      OR (SELECT c.disabled_at IS NULL FROM clients AS c WHERE c.client_id = s.client_id))
 """
-_LIVE = f"""
-        u.id = s.user_id AND s.revoked_at IS NULL AND s.expires_at > $4 AND s.rotated_at > $5
+_WELCOME = f"""
+        u.id = s.user_id AND s.revoked_at IS NULL
     AND u.disabled_at IS NULL AND u.password_changed_at = s.password_changed_at
     AND {_OF_WELCOME_CLIENT}
 """
+_LIVE = f"{_WELCOME} AND s.expires_at > $4 AND s.rotated_at > $5"
 
 # FOR SHARE waits for a password change or a disabling under way, then sees what it did.
 INSERT = f"""
@@ -57,6 +58,24 @@ CLAIM_GENERATION = f"""
       FROM users AS u
      WHERE s.id = $1 AND s.user_id = $2 AND s.client_id = $3 AND s.generation = $6
        AND s.scope @> $7 AND {_LIVE}
+    RETURNING {_SESSION}
+"""
+# The same for many sessions at once. Those that somebody else has locked are left out, so that nobody waits for them.
+CLAIM_GENERATIONS = f"""
+    WITH asked AS (
+        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::integer[], $5::timestamptz[], $6::timestamptz[],
+                             $7::timestamptz[])
+            AS asked (id, user_id, client_id, generation, now, idle_since, access_expires_at)
+    ), free AS (
+        SELECT s.id FROM sessions AS s, asked WHERE s.id = asked.id FOR NO KEY UPDATE OF s SKIP LOCKED
+    )
+    UPDATE sessions AS s
+       SET generation = s.generation + 1, rotated_at = asked.now,
+           access_expires_at = greatest(s.access_expires_at, asked.access_expires_at)
+      FROM asked, free, users AS u
+     WHERE s.id = asked.id AND s.id = free.id
+       AND s.user_id = asked.user_id AND s.client_id = asked.client_id AND s.generation = asked.generation
+       AND {_WELCOME} AND s.expires_at > asked.now AND s.rotated_at > asked.idle_since
     RETURNING {_SESSION}
 """
 FIND_LIVE = f"""
@@ -138,28 +157,40 @@ async def insert(
     return _session(row) if row is not None else None
 
 
-async def claim_generation(
-    db: Connection,
-    presented: RefreshClaims,
-    *,
-    scope: Sequence[str],
-    now: datetime,
-    idle_since: datetime,
-    access_expires_at: datetime,
-) -> Session | None:
+async def claim_generation(db: Connection, claim: Claim, *, scope: Sequence[str]) -> Session | None:
     """Advance the session if the presented generation is its current one, the scope within its own, and all is well."""
     row = await db.fetchrow(
         CLAIM_GENERATION,
-        presented.session_id,
-        presented.subject,
-        presented.client_id,
-        now,
-        idle_since,
-        presented.generation,
+        claim.presented.session_id,
+        claim.presented.subject,
+        claim.presented.client_id,
+        claim.now,
+        claim.idle_since,
+        claim.presented.generation,
         list(scope),
-        access_expires_at,
+        claim.access_expires_at,
     )
     return _session(row) if row is not None else None
+
+
+async def claim_generations(db: Connection, claims: Iterable[Claim]) -> dict[UUID, Session]:
+    """Advance those of the sessions with which all is well and nobody else is busy. No two claims are of one."""
+    columns = zip(
+        *(
+            (
+                claim.presented.session_id,
+                claim.presented.subject,
+                claim.presented.client_id,
+                claim.presented.generation,
+                claim.now,
+                claim.idle_since,
+                claim.access_expires_at,
+            )
+            for claim in claims
+        ),
+        strict=True,
+    )
+    return {row["id"]: _session(row) for row in await db.fetch(CLAIM_GENERATIONS, *columns)}
 
 
 async def find_live(db: Connection, presented: RefreshClaims, *, now: datetime, idle_since: datetime) -> Session | None:

@@ -3,8 +3,10 @@
 import asyncio
 from base64 import urlsafe_b64decode
 from collections import Counter
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from json import loads
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -236,3 +238,79 @@ async def test_a_login_that_a_disabling_overtakes_leaves_no_session(api, alice, 
         await transaction.commit()
     assert (await login).json()["error"] == "invalid_grant"
     assert await api.scalar("SELECT count(*) FROM sessions") == 0
+
+
+# Refreshes that go to the database together
+
+
+async def refresh(api: Api, tokens: dict[str, Any]) -> grants.IssuedTokens:
+    return await grants.refresh_token(
+        api.runtime, FIRST_PARTY, unverified_token=tokens["refresh_token"], scope="", by=TESTER
+    )
+
+
+async def test_a_session_that_somebody_has_locked_keeps_nobody_else_waiting(api, alice):
+    locked, *others = [await alice.log_in() for _ in range(10)]
+    sid = UUID(str(claims_of(locked["refresh_token"])["sid"]))
+    async with api.database.connection() as db, db.transaction():
+        await db.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", sid)
+        waiting = asyncio.create_task(refresh(api, locked))
+        await asyncio.gather(*(refresh(api, tokens) for tokens in others))
+        assert not waiting.done()
+    assert claims_of((await waiting).refresh_token)["jti"] == f"{sid}.1"
+
+
+async def test_refreshes_of_many_sessions_at_once_each_get_their_own(api, alice, bob):
+    sessions = [await who.log_in() for _ in range(40) for who in (alice, bob)]
+    issued = await asyncio.gather(*(refresh(api, tokens) for tokens in sessions))
+    for tokens, successor in zip(sessions, issued, strict=True):
+        before, after = claims_of(tokens["refresh_token"]), claims_of(successor.refresh_token)
+        assert (after["sid"], after["sub"]) == (before["sid"], before["sub"])
+        assert after["jti"] == f"{before['sid']}.1"
+        assert claims_of(successor.access_token)["sub"] == before["sub"]
+
+
+async def test_one_that_is_refused_changes_nothing_for_those_beside_it(api, alice):
+    """An ended session, an ancestor, one from the future and one of nobody, among four good ones."""
+    ended, old, *good = [await alice.log_in() for _ in range(6)]
+    await api.http.post("/revoke", data={"token": ended["refresh_token"]})
+    await refresh(api, await as_tokens(refresh(api, old)))
+    outcomes = await asyncio.gather(
+        *(refresh(api, tokens) for tokens in (good[0], ended, *good[1:], old)), return_exceptions=True
+    )
+    assert [type(outcome).__name__ for outcome in outcomes] == [
+        "IssuedTokens", "SessionEnded", "IssuedTokens", "IssuedTokens", "IssuedTokens", "RefreshTokenReused"
+    ]  # fmt: skip
+
+
+async def as_tokens(issuing: Awaitable[grants.IssuedTokens]) -> dict[str, Any]:
+    return {"refresh_token": (await issuing).refresh_token}
+
+
+async def test_whoever_leaves_before_the_answer_can_ask_again(api, alice):
+    tokens = await alice.log_in()
+    leaving = asyncio.create_task(refresh(api, tokens))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert (
+        claims_of((await refresh(api, tokens)).refresh_token)["jti"] == f"{claims_of(tokens['refresh_token'])['sid']}.1"
+    )
+    assert await api.scalar("SELECT generation FROM sessions") == 1
+
+
+async def test_when_the_database_is_away_all_who_came_together_are_told_and_nothing_is_spent(api, alice):
+    sessions = [await alice.log_in() for _ in range(5)]
+    await api.scalar("ALTER TABLE sessions RENAME TO sessions_away")
+    try:
+        leaving = asyncio.create_task(refresh(api, sessions[0]))
+        outcomes = asyncio.gather(*(refresh(api, tokens) for tokens in sessions), return_exceptions=True)
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert {type(outcome).__name__ for outcome in await outcomes} == {"DatabaseUnavailable"}
+    finally:
+        await api.scalar("ALTER TABLE sessions_away RENAME TO sessions")
+    for tokens in sessions:
+        await refresh(api, tokens)
+    assert await api.scalar("SELECT array_agg(generation) FROM sessions") == [1] * 5
