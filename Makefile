@@ -40,6 +40,13 @@ soak: .venv/dev.stamp ## Measure revocations and rotations between processes, fo
 jose: ## Install Node's jose, which `make test` verifies tokens with if it is there (needs npm)
 	@npm install --loglevel=error --prefix .local/node --no-save --no-package-lock --no-audit --no-fund --ignore-scripts jose@6.2.17
 
+fast-hash: .venv/run.stamp ## Build Argon2 for this processor: about twice the logins (needs a C compiler)
+	@command -v cc > /dev/null || { echo "A C compiler is needed (Debian: apt install gcc python3-dev)"; exit 2; }
+	@echo "Building Argon2 for this processor ..."
+	@sh requirements/build-argon2.sh $(BIN)/python .local/fast-hash
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-index --force-reinstall .local/fast-hash/*.whl
+	@$(BIN)/identity-service doctor | grep -E ' (argon2|password hashes) '
+
 migrate: .venv/run.stamp ## Bring the database schema up to date
 	@$(BIN)/identity-service migrate
 
@@ -55,12 +62,13 @@ bench: .venv/dev.stamp ## Measure what the goals are about (ONLY="P11 P13" for s
 format: .venv/dev.stamp ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
-LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -q pyproject.toml
+LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -q
 
 lock: ## Pin the dependencies again (needs uv)
-	$(LOCK) --extra server --group build -o requirements/server.txt
-	$(LOCK) --extra server --group build --group embedded --group examples -o requirements/run.txt
-	$(LOCK) --extra server --group build --group embedded --group examples --group test --group lint -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra server --group build -o requirements/server.txt
+	$(LOCK) pyproject.toml --extra server --group build --group embedded --group examples -o requirements/run.txt
+	$(LOCK) pyproject.toml --extra server --group build --group embedded --group examples --group test --group lint -o requirements/dev.txt
+	$(LOCK) --group fast-hash --constraints requirements/server.txt -o requirements/fast-hash.txt
 
 clean: ## Remove the environment and the local database; the keys stay
 	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
@@ -81,4 +89,4 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help run demo example-todos example-chat test check static coverage soak jose migrate keys rotate-keys bench format lock clean
+.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench format lock clean

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import platform
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +71,34 @@ def test_a_hash_that_costs_next_to_nothing_or_half_a_second_is_a_warning(well, m
     assert doctor.hashing_cost(well).fix.startswith("lower IDENTITY_ARGON2_TIME_COST")
 
 
-def test_the_build_of_argon2_is_named(well):
+@pytest.mark.parametrize(
+    ("tag", "processor", "said"),
+    [
+        (
+            "cp310-abi3-manylinux_2_28_x86_64",
+            "x86_64",
+            "the published wheel, which is for any processor; `make fast-hash`",
+        ),
+        ("cp310-abi3-manylinux_2_28_aarch64", "aarch64", "the published wheel"),
+        ("cp311-cp311-linux_x86_64", "x86_64", "built from source"),
+    ],
+)
+def test_the_build_of_argon2_is_named(well, monkeypatch, tag, processor, said):
+    class Installed:
+        version = "26.2.0"
+
+        def read_text(self, name: str) -> str:
+            return f"Wheel-Version: 1.0\nTag: {tag}\n" if name == "WHEEL" else ""
+
+    monkeypatch.setattr(doctor, "distribution", lambda name: Installed())
+    monkeypatch.setattr(platform, "machine", lambda: processor)
     found = doctor.hashing_build(well)
-    assert found.state == "ok"
-    assert "argon2-cffi-bindings " in found.text
+    assert (found.state, found.fix) == ("ok", "")
+    assert f"argon2-cffi-bindings 26.2.0, {said}" in found.text
+
+
+def test_the_build_of_argon2_that_runs_is_found(well):
+    assert version("argon2-cffi-bindings") in doctor.hashing_build(well).text
 
 
 # Keys
