@@ -30,6 +30,9 @@ class Measurement:
         id: the goal's name.
         goal: what `value` may be at most, in the same unit.
         beside: the limit and the peers, in words, from the same run.
+        at_least: the goal is what `value` must reach instead.
+        series: figures for the pictures, as they were measured.
+        skipped: why it was not measured; there is no value then.
     """
 
     id: str
@@ -38,10 +41,19 @@ class Measurement:
     unit: str
     goal: float
     beside: dict[str, str] = field(default_factory=dict)
+    at_least: bool = False
+    series: dict[str, float] = field(default_factory=dict)
+    skipped: str = ""
 
     @property
     def met(self) -> bool:
-        return self.value <= self.goal
+        if self.skipped:
+            return False
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+
+class NotMeasured(Exception):
+    """Something is missing that a measure needs; the text says what, and where to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +146,14 @@ def _one_core() -> Iterator[None]:
 
 
 def show(measurement: Measurement) -> None:
+    if measurement.skipped:
+        print(f"  {measurement.id:5} not measured: {measurement.skipped}")
+        return
     verdict = "met" if measurement.met else "NOT MET"
+    relation = ">=" if measurement.at_least else "<="
     value = f"{_number(measurement.value)} {measurement.unit}"
-    print(f"  {measurement.id:5} {measurement.what:56} {value:>12}   <= {_number(measurement.goal):>6}   {verdict}")
+    goal = f"{relation} {_number(measurement.goal):>6}"
+    print(f"  {measurement.id:5} {measurement.what:56} {value:>12}   {goal}   {verdict}")
     for name, text in measurement.beside.items():
         print(f"  {'':5}   {name:54} {text:>12}")
 

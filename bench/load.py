@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.frame import NotMeasured
+
 _SCRIPT = Path(__file__).with_name("load.lua")
-HOW_TO_GET = "needs wrk (Debian: apt-get install wrk)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class Running:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
+    def stop(self) -> None:
+        """End it before its time; what it came to is lost."""
+        self._process.terminate()
+        self._process.communicate()
+
     def finish(self) -> Load:
         output, errors = self._process.communicate()
         line = next((line for line in output.splitlines() if line.startswith("JSON ")), None)
@@ -51,10 +57,6 @@ class Running:
         )
 
 
-def is_there() -> bool:
-    return shutil.which("wrk") is not None
-
-
 def start(url: str, *asked: object, connections: int, seconds: float, cores: Sequence[int] = ()) -> Running:
     """Start a load on a URL.
 
@@ -62,6 +64,8 @@ def start(url: str, *asked: object, connections: int, seconds: float, cores: Seq
         asked: what `load.lua` is told, such as `"get"`.
         cores: where wrk runs; anywhere when there are none.
     """
+    if shutil.which("wrk") is None:
+        raise NotMeasured("needs wrk (Debian: apt-get install wrk)")
     options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(_SCRIPT)]
     program = ["wrk", *options, url, "--", *map(str, asked)]
     with on_cores(cores):
