@@ -8,15 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+from urllib.parse import urlencode, urlsplit
 
 import asyncpg
-import httpx2
 
 from bench.load import on_cores
 from identity_service.embedded import postgres
@@ -32,6 +33,8 @@ FIRST, LAST = CORES[:1], CORES[-1:]
 
 CHEAP_HASHES: Any = {"IDENTITY_ARGON2_MEMORY_KIB": "8", "IDENTITY_ARGON2_TIME_COST": "1"}
 """Settings for what is not about logins."""
+
+Process: TypeAlias = "subprocess.Popen[bytes]"
 
 _START_SECONDS = 30
 
@@ -58,8 +61,14 @@ class Installation:
         return asyncio.run(ask())
 
     @contextmanager
-    def serve(self, *, cores: Sequence[int] = (), **settings: str) -> Iterator["Service"]:
-        """Run the service. What is not set is at its default, but for the log: only warnings."""
+    def serve(
+        self, *, cores: Sequence[int] = (), until: Callable[[str, "Process"], None] | None = None, **settings: str
+    ) -> Iterator["Service"]:
+        """Run the service. What is not set is at its default, but for the log: only warnings.
+
+        Args:
+            until: waits until it may be used, instead of asking whether it is ready.
+        """
         port = free_port()
         url = f"http://localhost:{port}"
         own = {
@@ -74,7 +83,7 @@ class Installation:
         with on_cores(cores), (self.folder / "log").open("w") as log:
             process = subprocess.Popen(command, env=clean_environment() | own | settings, stdout=log)  # noqa: S603 - ours
         try:
-            wait_until_ready(url, process)
+            (until or wait_until_ready)(url, process)
             yield Service(url, process.pid, self)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -155,15 +164,26 @@ def clean_environment() -> dict[str, str]:
     return kept
 
 
-def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+def wait_until_ready(url: str, process: Process) -> None:
+    ask_until_answered(url, process, "GET", "/readyz")
+
+
+def ask_until_answered(url: str, process: Process, method: str, path: str, **form: str) -> None:
+    """Ask a process that is starting again and again, until it answers 200."""
+    address = urlsplit(url)
+    assert address.hostname is not None, "it is one of ours"
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end and process.poll() is None:
+        asking = HTTPConnection(address.hostname, address.port, timeout=_START_SECONDS)
         try:
-            if httpx2.get(f"{url}/readyz", timeout=2).status_code == 200:
+            asking.request(method, path, urlencode(form), {"Content-Type": "application/x-www-form-urlencoded"})
+            if asking.getresponse().status == 200:
                 return
-        except httpx2.HTTPError:
+        except OSError:
             pass
-        time.sleep(0.05)
+        finally:
+            asking.close()
+        time.sleep(0.005)
     raise RuntimeError("the service did not start; see the lines above")
 
 

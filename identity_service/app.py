@@ -168,7 +168,6 @@ def from_environment() -> FastAPI:
 
 def keep_what_is_loaded() -> None:
     """Let the garbage collector leave alone what stays anyway: looking through all modules holds every request up."""
-    gc.collect()
     gc.freeze()
 
 
