@@ -11,6 +11,7 @@ from identity_service.signing.keyring import Key, Keyring
 from identity_service.tokens import jws
 from identity_service.verifier.claims import Claims, ClaimsReader, StatusReference
 from identity_service.verifier.jws import parse_object
+from identity_service.verifier.rejection import TokenRejected as VerifierRejected
 
 TYP = "at+jwt"
 
@@ -96,8 +97,10 @@ def read_any(unverified_token: str, keyring: Keyring, *, issuer: str, now: datet
         TokenRejected: the token is not one of ours, or its time is over.
     """
     payload = jws.open_envelope(unverified_token, TYP, keyring, now=now)
-    with jws.own_words():
+    try:
         audience = jws.texts(parse_object(payload), "aud")
+    except VerifierRejected as error:
+        raise jws.in_own_words(error) from None
     claims = _read(payload, ClaimsReader(issuer, frozenset(audience), leeway=jws.LEEWAY.total_seconds()), now)
     if claims.session_id is not None:
         return _of_user(claims)
@@ -115,8 +118,10 @@ def read_any(unverified_token: str, keyring: Keyring, *, issuer: str, now: datet
 
 
 def _read(payload: bytes, reader: ClaimsReader, now: datetime) -> Claims:
-    with jws.own_words():
+    try:
         claims = reader.read(payload, now=now.timestamp())
+    except VerifierRejected as error:
+        raise jws.in_own_words(error) from None
     if claims.expires_at <= now:  # the leeway is for clocks that differ, and the clock that wrote this is ours
         raise TokenRejected("expired")
     return claims

@@ -6,8 +6,7 @@ the exact `typ` of the kind expected, and RS256 with a key of its own keyring.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -46,7 +45,7 @@ def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: dat
     Raises:
         TokenRejected: with reason malformed, wrong_algorithm, wrong_type, unknown_key or bad_signature.
     """
-    with own_words():
+    try:
         unverified = envelope.take_apart(unverified_token.encode(errors="replace"), _known_headers)
         if unverified.header.algorithm != "RS256":
             raise TokenRejected("wrong_algorithm")
@@ -59,6 +58,8 @@ def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: dat
             raise TokenRejected("bad_signature")
         envelope.remember(_known_headers, unverified)
         return unverified.payload()
+    except VerifierRejected as error:
+        raise in_own_words(error) from None
 
 
 def verify(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) -> dict[str, Any]:
@@ -68,17 +69,15 @@ def verify(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) 
         TokenRejected: as there.
     """
     payload = open_envelope(unverified_token, typ, keyring, now=now)
-    with own_words():
-        return envelope.parse_object(payload)
-
-
-@contextmanager
-def own_words() -> Iterator[None]:
-    """Say what the verifier says of a token as an error of this service."""
     try:
-        yield
+        return envelope.parse_object(payload)
     except VerifierRejected as error:
-        raise TokenRejected(error.reason, error.detail) from None
+        raise in_own_words(error) from None
+
+
+def in_own_words(error: VerifierRejected) -> TokenRejected:
+    """Return what the verifier says of a token as an error of this service."""
+    return TokenRejected(error.reason, error.detail)
 
 
 def lifetime_of(claims: Mapping[str, Any], *, now: datetime) -> tuple[datetime, datetime]:

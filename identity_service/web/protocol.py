@@ -17,47 +17,61 @@ class BoundedProtocol(HttpToolsProtocol):
     """HTTP/1.1 with a bound on the head, on requests sent ahead of their answers, and on the time a request takes."""
 
     seconds_to_arrive = 20.0
-    _deadline: asyncio.TimerHandle | None = None
+    _arriving_since: float | None = None
+    _alarm: asyncio.TimerHandle | None = None
     _head = 0
     _in_head = True
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._start_waiting()
+        self._begins()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._arriving_since = None
+        if self._alarm is not None:
+            self._alarm.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self._in_head:
             self._head += len(data)
-            if self._head > MAX_HEAD:
-                self.send_400_response("The head of the request is too large.")
+        super().data_received(data)
+        if self._in_head and self._head > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head = True, 0
-        if self._deadline is None:
-            self._start_waiting()
+        self._in_head = True
+        if self._arriving_since is None:
+            self._begins()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if head > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
+        if len(self.pipeline) >= MAX_PIPELINED or (self._head > MAX_HEAD and self._length_of_head() > MAX_HEAD):
             raise ValueError("too much at once")  # the parser makes it a 400 and the end of the connection
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._in_head, self._head = True, 0
-        self._stop_waiting()
+        self._arriving_since = None
         super().on_message_complete()
 
-    def _start_waiting(self) -> None:
-        self._deadline = self.loop.call_later(self.seconds_to_arrive, self.transport.abort)
+    def _length_of_head(self) -> int:
+        """Return what was read of this head; with it came the body, and the next request perhaps."""
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _begins(self) -> None:
+        """Start waiting for a request. The alarm goes on ringing from one request to another: to set one takes time."""
+        self._arriving_since = self.loop.time()
+        if self._alarm is None:
+            self._alarm = self.loop.call_later(self.seconds_to_arrive, self._look)
+
+    def _look(self) -> None:
+        self._alarm = None
+        if self._arriving_since is None:
+            return
+        left = self._arriving_since + self.seconds_to_arrive - self.loop.time()
+        if left <= 0:
+            self.transport.abort()
+        else:
+            self._alarm = self.loop.call_later(left, self._look)
