@@ -28,7 +28,7 @@ class Measurement:
 
     Args:
         id: the goal's name.
-        goal: what `value` may be at most, in the same unit.
+        goal: what `value` may be at most, in the same unit, or `at_least`.
         beside: the limit and the peers, in words, from the same run.
     """
 
@@ -38,10 +38,11 @@ class Measurement:
     unit: str
     goal: float
     beside: dict[str, str] = field(default_factory=dict)
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
-        return self.value <= self.goal
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,18 @@ def _one_core() -> Iterator[None]:
 def show(measurement: Measurement) -> None:
     verdict = "met" if measurement.met else "NOT MET"
     value = f"{_number(measurement.value)} {measurement.unit}"
-    print(f"  {measurement.id:5} {measurement.what:56} {value:>12}   <= {_number(measurement.goal):>6}   {verdict}")
+    bound = f"{'>=' if measurement.at_least else '<='} {_number(measurement.goal):>6}"
+    print(f"  {measurement.id:5} {measurement.what:56} {value:>12}   {bound}   {verdict}")
     for name, text in measurement.beside.items():
         print(f"  {'':5}   {name:54} {text:>12}")
+
+
+def conclude(measurements: Sequence[Measurement], *, seconds: float, now: datetime) -> None:
+    """Write the results down, and say how many goals were met and which were not."""
+    path = write(measurements, seconds=seconds, now=now)
+    print(f"\n  {sum(each.met for each in measurements)} of {len(measurements)} goals met in {seconds:.0f} s; {path}")
+    if missed := [f"{each.id} {each.what}" for each in measurements if not each.met]:
+        print(f"  Missed: {'; '.join(missed)}")
 
 
 def write(measurements: Sequence[Measurement], *, seconds: float, now: datetime) -> Path:
