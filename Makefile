@@ -59,6 +59,9 @@ rotate-keys: .venv/run.stamp ## Rotate the signing keys (NOW=1 skips the wait)
 bench: .venv/dev.stamp ## Measure what the goals are about (ONLY="P11 P13" for some of them)
 	@$(BIN)/python -m bench $(ONLY)
 
+bench-scale: .venv/dev.stamp ## Measure what ten times as many sessions cost (SESSIONS="1000000 10000000")
+	@$(BIN)/python -m bench.scale $(SESSIONS)
+
 format: .venv/dev.stamp ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
@@ -89,4 +92,4 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench format lock clean
+.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench bench-scale format lock clean

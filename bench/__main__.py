@@ -35,11 +35,7 @@ def main(wanted: set[str]) -> None:
     if not done:
         known = sorted({name for part in PARTS for ids in part for name in ids.split()})
         sys.exit(f"bench: nothing is called {' '.join(sorted(wanted))}; there is {' '.join(known)}")
-    seconds = monotonic() - start
-    path = frame.write(done, seconds=seconds, now=datetime.now(UTC))
-    print(f"\n  {sum(each.met for each in done)} of {len(done)} goals met in {seconds:.0f} s; {path}")
-    if missed := [f"{each.id} {each.what}" for each in done if not each.met and not each.skipped]:
-        print(f"  Missed: {'; '.join(missed)}")
+    frame.conclude(done, seconds=monotonic() - start, now=datetime.now(UTC))
 
 
 main(set(sys.argv[1:]))

@@ -158,6 +158,14 @@ def show(measurement: Measurement) -> None:
         print(f"  {'':5}   {name:54} {text:>12}")
 
 
+def conclude(measurements: Sequence[Measurement], *, seconds: float, now: datetime) -> None:
+    """Write the results down, and say how many goals were met and which were not."""
+    path = write(measurements, seconds=seconds, now=now)
+    print(f"\n  {sum(each.met for each in measurements)} of {len(measurements)} goals met in {seconds:.0f} s; {path}")
+    if missed := [f"{each.id} {each.what}" for each in measurements if not each.met and not each.skipped]:
+        print(f"  Missed: {'; '.join(missed)}")
+
+
 def write(measurements: Sequence[Measurement], *, seconds: float, now: datetime) -> Path:
     """Write the results as JSON, and return where."""
     RESULTS.mkdir(exist_ok=True)

@@ -57,6 +57,12 @@ class Running:
         )
 
 
+def require_wrk() -> None:
+    """Raise NotMeasured where there is none."""
+    if shutil.which("wrk") is None:
+        raise NotMeasured("needs wrk (Debian: apt-get install wrk)")
+
+
 def start(url: str, *asked: object, connections: int, seconds: float, cores: Sequence[int] = ()) -> Running:
     """Start a load on a URL.
 
@@ -64,8 +70,7 @@ def start(url: str, *asked: object, connections: int, seconds: float, cores: Seq
         asked: what `load.lua` is told, such as `"get"`.
         cores: where wrk runs; anywhere when there are none.
     """
-    if shutil.which("wrk") is None:
-        raise NotMeasured("needs wrk (Debian: apt-get install wrk)")
+    require_wrk()
     options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(_SCRIPT)]
     program = ["wrk", *options, url, "--", *map(str, asked)]
     with on_cores(cores):

@@ -22,6 +22,9 @@ SHORT_OVERLAP = timedelta(seconds=2)
 
 LOOKS_PER_LONG_ONE = 10
 LOOKS_PER_FULL_ONE = 600
+TAKEN_AT_ONCE = 500
+"""Entries that a look takes up, for a millisecond or two, before it lets others have their turn."""
+
 VOUCHED_SECONDS = 10.0
 """For how long a look is good; longer than two of them and a reconnection take, far shorter than a list's `ttl`."""
 
@@ -76,7 +79,8 @@ class RevocationFeed:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lists: dict[int, dict[int, RevokedIndex]] = {}
+        self._lists: dict[int, dict[int, datetime]] = {}
+        """Of each list the entries and when they expire: only what the garbage collector need not look at."""
         self._recent: deque[RevokedIndex] = deque()
         self._pushed_out_at: datetime | None = None
         """When the newest was recorded of those that had to leave the recent ones."""
@@ -116,20 +120,21 @@ class RevocationFeed:
         began_at = asyncio.get_running_loop().time()
         since = self.newest_at if self._looks % LOOKS_PER_FULL_ONE else None
         is_long = self._looks % LOOKS_PER_LONG_ONE == 0
-        async with self._database.connection() as db:
-            found = await store.list_since(db, since, overlap=OVERLAP if is_long else SHORT_OVERLAP, now=now)
-            handed_out = await store.index_range(db) if is_long else None
-        if handed_out is not None:
-            self.first_list, self.last_list = (position(status_index).list_number for status_index in handed_out)
+        overlap = OVERLAP if is_long else SHORT_OVERLAP
+        async with self._database.connection() as db, db.transaction():
+            if is_long:
+                handed_out = await store.index_range(db)
+                self.first_list, self.last_list = (position(status_index).list_number for status_index in handed_out)
+            async for revoked in store.list_since(db, since, overlap=overlap, now=now, at_once=TAKEN_AT_ONCE):
+                self._take_up(revoked)
+        # Only now: half of it is nothing to vouch for, and a look that was broken off is begun again.
         self._looks += 1
         self._looked_at = began_at
-        for revoked in found:
-            self._take_up(revoked)
 
     def forget_expired(self, now: datetime) -> None:
         """Drop entries that no token can name any more."""
         for number, entries in self._lists.items():
-            kept = {index: revoked for index, revoked in entries.items() if revoked.expires_at > now}
+            kept = {index: expires_at for index, expires_at in entries.items() if expires_at > now}
             if len(kept) != len(entries):
                 self._lists[number] = kept
                 self.versions[number] += 1
@@ -185,7 +190,7 @@ class RevocationFeed:
         entries = self._lists.setdefault(place.list_number, {})
         if place.index in entries:
             return
-        entries[place.index] = revoked
+        entries[place.index] = revoked.expires_at
         self.versions[place.list_number] = self.versions.get(place.list_number, 0) + 1
         self.newest_at = max(self.newest_at or revoked.recorded_at, revoked.recorded_at)
         self._recent.append(revoked)

@@ -1,6 +1,6 @@
 """SQL of the revoked tokens."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 
 from identity_service.database import Connection
@@ -53,14 +53,16 @@ async def insert(
 
 
 async def list_since(
-    db: Connection, since: datetime | None, *, overlap: timedelta, now: datetime
-) -> list[RevokedIndex]:
-    """Return what was recorded from some time before `since` on, or everything, and still matters.
+    db: Connection, since: datetime | None, *, overlap: timedelta, now: datetime, at_once: int
+) -> AsyncIterator[RevokedIndex]:
+    """Yield what was recorded from some time before `since` on, or everything, and still matters, oldest first.
 
-    The overlap finds rows that were written earlier and committed later.
+    The overlap finds rows that were written earlier and committed later. There may be very many: others have their turn
+    whenever so many have been read. Call within a transaction.
     """
-    rows = await db.fetch(LIST_ALL, now) if since is None else await db.fetch(LIST_SINCE, now, since, overlap)
-    return [RevokedIndex(row["status_index"], row["expires_at"], row["recorded_at"]) for row in rows]
+    query, arguments = (LIST_ALL, (now,)) if since is None else (LIST_SINCE, (now, since, overlap))
+    async for row in db.cursor(query, *arguments, prefetch=at_once):
+        yield RevokedIndex(row["status_index"], row["expires_at"], row["recorded_at"])
 
 
 async def index_range(db: Connection) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import json
 import zlib
 from base64 import urlsafe_b64decode
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import httpx2
@@ -14,7 +15,13 @@ import pytest
 from identity_service.app import _look
 from identity_service.database import Database
 from identity_service.revocation import RevokedIndex
-from identity_service.revocation.feed import FOLLOWER_QUEUE, LOOKS_PER_LONG_ONE, News
+from identity_service.revocation.feed import (
+    FOLLOWER_QUEUE,
+    LOOKS_PER_LONG_ONE,
+    TAKEN_AT_ONCE,
+    News,
+    RevocationFeed,
+)
 from identity_service.revocation.status_lists import StatusListDocument, StatusLists
 from identity_service.web.status_lists import REPLAY_BATCH
 from tests.conftest import ISSUER, START, Api, StartApi, bearer
@@ -567,6 +574,42 @@ async def test_a_revocation_that_was_committed_late_is_found(start_api: StartApi
             assert bit((await read_list(api))[1], status_of(tokens)) == 0
             await heard(api)
         assert bit((await read_list(api))[1], status_of(tokens)) == 1
+
+
+async def test_others_are_served_while_very_many_revocations_are_taken_up(api):
+    """A full look at a hundred thousand once kept every request waiting for a tenth of a second, every five minutes."""
+    many = TAKEN_AT_ONCE * 4 + 1
+    await record(api, range(many))
+    feed = RevocationFeed(api.database)
+    held = [0]
+
+    async def others() -> None:
+        while True:
+            held.append(len(feed.revoked_in(0)))
+            await asyncio.sleep(0)
+
+    serving = asyncio.create_task(others())
+    await feed.look(api.clock())
+    serving.cancel()
+    held.append(len(feed.revoked_in(0)))
+    assert held[-1] == many
+    assert max(after - before for before, after in pairwise(held)) <= TAKEN_AT_ONCE
+
+
+async def test_nothing_is_vouched_for_before_all_of_it_has_been_taken_up(api):
+    many = TAKEN_AT_ONCE * 4
+    await record(api, range(many))
+    feed = RevocationFeed(api.database)
+    look = asyncio.create_task(feed.look(api.clock()))
+    while not feed.revoked_in(0):  # noqa: ASYNC110 - it is a value, nobody announces it
+        await asyncio.sleep(0)
+    look.cancel()
+    await asyncio.gather(look, return_exceptions=True)
+    assert 0 < len(feed.revoked_in(0)) < many
+    assert not feed.is_current
+    await feed.look(api.clock())
+    assert len(feed.revoked_in(0)) == many
+    assert feed.is_current
 
 
 class Heard(asyncio.Event):
