@@ -152,7 +152,9 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
     for router in app.state.routers:
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(Edge, policy=_edge_policy(settings), metrics=metrics, direct=direct_routes(app.state.routers))
+    # Outside of everything, the framework's own middleware too.
+    direct = direct_routes(app.state.routers)
+    app.middleware_stack = Edge(app.build_middleware_stack(), _edge_policy(settings), metrics, direct)
     return app
 
 

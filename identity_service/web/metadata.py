@@ -1,11 +1,13 @@
 """What everyone may know: the JWKS, the server's metadata (RFC 8414), and the page at the root."""
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from identity_service.signing.jwks import JwksDocument
 from identity_service.signing.keyring import JWKS_MAX_AGE
 from identity_service.web.dependencies import public, runtime_of
 from identity_service.web.direct import DirectRoute
@@ -64,10 +66,15 @@ async def jwks(request: Request) -> Response:
     """The public keys that verify our tokens (RFC 7517), the signing one first."""
     runtime = runtime_of(request)
     document = runtime.keys.jwks(runtime.now())
+    whole, unchanged = _answers(document)
+    return unchanged if not_modified(request, document.etag) else whole
+
+
+@lru_cache(maxsize=2)
+def _answers(document: JwksDocument) -> tuple[Response, Response]:
+    """Return the answer with the document and the one without, made once; an answer may be given many times."""
     headers = {"Cache-Control": _JWKS_CACHING, "ETag": document.etag, **FOR_EVERYONE}
-    if not_modified(request, document.etag):
-        return Response(status_code=304, headers=headers)
-    return Response(document.body, headers=headers, media_type="application/json")
+    return Response(document.body, 200, headers, "application/json"), Response(None, 304, headers)
 
 
 @router.get("/.well-known/oauth-authorization-server", response_model=ServerMetadata)

@@ -84,6 +84,7 @@ class Edge:
         self._cookie = policy.cookie.encode()
         # No secret, only not twice: what this process is called, and a number.
         self._ids, self._counter = secrets.token_hex(4), count()
+        self._any_host = "*" in policy.hosts
         # Nearly every request names the same host.
         self._is_served = lru_cache(maxsize=64)(self._serves)
         own = dict(_SECURITY_HEADERS)
@@ -155,11 +156,12 @@ class Edge:
             await response(scope, body, send)
 
     def _refuse(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
-        if _CONTROLS.search(scope["path"]) or b"%2f" in scope.get("raw_path", b"").lower():
+        path = scope["path"]
+        if _CONTROLS.search(path) or b"%2f" in scope.get("raw_path", b"").lower():
             # A route's pattern would take a line break at the end of a path for its end, and a slash that was encoded
             # into an id for one that begins another route (F80).
             return 404, "not_found", "There is nothing at this path."
-        if scope["path"] not in _PROBES and "*" not in self._policy.hosts:
+        if path not in _PROBES and not self._any_host:
             hosts = [value for name, value in scope["headers"] if name == b"host"]
             if len(hosts) != 1 or not self._is_served(hosts[0]):
                 return 400, "unknown_host", "This host name is not served here; see IDENTITY_ALLOWED_HOSTS."
