@@ -89,7 +89,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         assert settings.database_url is not None, "the caller names a database"
-        threads = max(1, (os.cpu_count() or 1) // settings.workers)
+        threads = max(1, _cores() // settings.workers)
         passwords = PasswordHashing(cost, threads=threads, observe=metrics.hashed)
         url = settings.database_url.get_secret_value()
         try:
@@ -166,6 +166,11 @@ def from_environment() -> FastAPI:
     app = create_app(settings, open_keys(settings))
     keep_what_is_loaded()
     return app
+
+
+def _cores() -> int:
+    """Return how many cores this process may run on, where the system tells; a container may have few of many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_what_is_loaded() -> None:

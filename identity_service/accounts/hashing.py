@@ -31,8 +31,11 @@ T = TypeVar("T")
 Kind: TypeAlias = tuple[str, str]
 """Format and cost of a hash."""
 
-NICENESS = 10
-"""Priority of the hashing threads: below the event loop, so that a flood of logins leaves refreshes their latency."""
+NICENESS = 19
+"""Priority of the hashing threads: below everything, so that a flood of logins leaves refreshes their rate.
+
+At 10 a thread that hashes keeps a tenth of a core that refreshes could fill, and 13 % of them go: docs/decisions/0015.
+"""
 
 QUEUE_PER_THREAD = 100
 ESTIMATES_AT_ONCE = 32
