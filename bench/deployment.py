@@ -142,11 +142,11 @@ def clean_environment() -> dict[str, str]:
     return kept
 
 
-def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", path: str = "/readyz") -> None:
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
-            if httpx2.get(f"{url}/readyz", timeout=2).status_code == 200:
+            if httpx2.get(f"{url}{path}", timeout=2).status_code == 200:
                 return
         except httpx2.HTTPError:
             pass

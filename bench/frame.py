@@ -30,6 +30,7 @@ class Measurement:
         id: the goal's name.
         goal: what `value` may be at most, in the same unit.
         beside: the limit and the peers, in words, from the same run.
+        at_least: the goal is the least `value` may be instead.
     """
 
     id: str
@@ -38,10 +39,11 @@ class Measurement:
     unit: str
     goal: float
     beside: dict[str, str] = field(default_factory=dict)
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
-        return self.value <= self.goal
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ def _one_core() -> Iterator[None]:
 def show(measurement: Measurement) -> None:
     verdict = "met" if measurement.met else "NOT MET"
     value = f"{_number(measurement.value)} {measurement.unit}"
-    print(f"  {measurement.id:5} {measurement.what:56} {value:>12}   <= {_number(measurement.goal):>6}   {verdict}")
+    goal = f"{'>=' if measurement.at_least else '<='} {_number(measurement.goal):>6}"
+    print(f"  {measurement.id:5} {measurement.what:56} {value:>12}   {goal}   {verdict}")
     for name, text in measurement.beside.items():
         print(f"  {'':5}   {name:54} {text:>12}")
 
