@@ -59,6 +59,10 @@ rotate-keys: .venv/run.stamp ## Rotate the signing keys (NOW=1 skips the wait)
 bench: .venv/dev.stamp ## Measure what the goals are about (ONLY="P11 P13" for some of them)
 	@$(BIN)/python -m bench $(ONLY)
 
+bench-peers: .venv/dev.stamp ## Measure comparable systems beside ours (needs wrk, npm and a network for the first time)
+	-@$(MAKE) --silent --keep-going .local/bench/node.stamp .local/bench/python.stamp .local/bench/joserfc.stamp
+	@PYTHONPATH=.local/bench/joserfc $(BIN)/python -m bench.peers
+
 bench-scale: .venv/dev.stamp ## Measure what ten times as many sessions cost (SESSIONS="1000000 10000000")
 	@$(BIN)/python -m bench.scale $(SESSIONS)
 
@@ -92,4 +96,19 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench bench-scale format lock clean
+# What `bench-peers` compares with, away from what the service runs on.
+.local/bench/node.stamp: Makefile
+	@npm install --loglevel=error --prefix .local/bench/node --no-save --no-package-lock --no-audit --no-fund --ignore-scripts oidc-provider@9.13.3 jose@6.2.17
+	@touch $@
+
+.local/bench/python.stamp: Makefile
+	@$(PYTHON) -m venv .local/bench/python
+	@.local/bench/python/bin/python -m pip install -q --disable-pip-version-check "fastapi-users[sqlalchemy]==15.0.5" \
+		asyncpg==0.32.0 fastapi==0.165.0 sqlalchemy==2.0.58 uvicorn==0.54.0 uvloop==0.23.0 httptools==0.9.0
+	@touch $@
+
+.local/bench/joserfc.stamp: Makefile
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target .local/bench/joserfc joserfc==1.8.0
+	@touch $@
+
+.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench bench-peers bench-scale format lock clean

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 Message = MutableMapping[str, Any]
-BODY = b"x" * 950  # as long as a JWKS of two keys
+BODY = b"x" * 914  # as long as a JWKS of two keys
 
 
 async def app(scope: Message, _: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:

@@ -164,8 +164,8 @@ def clean_environment() -> dict[str, str]:
     return kept
 
 
-def wait_until_ready(url: str, process: Process) -> None:
-    ask_until_answered(url, process, "GET", "/readyz")
+def wait_until_ready(url: str, process: Process, path: str = "/readyz") -> None:
+    ask_until_answered(url, process, "GET", path)
 
 
 def ask_until_answered(url: str, process: Process, method: str, path: str, **form: str) -> None:

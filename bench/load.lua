@@ -1,8 +1,11 @@
 -- What wrk asks for. The first argument names it, the rest are its own:
---   get                        the URL itself
---   login USERNAME PASSWORD    a login; both are plain letters and digits
---   refresh FILE [PAUSE]       refreshes of the sessions whose refresh tokens FILE has, a line each, in turn; with a
---                              pause of so many milliseconds on average before each request of a connection
+--   get [TOKEN]                the URL itself, with a bearer token
+--   login USERNAME PASSWORD [PATH]
+--                              a login at /token, or where a peer has it; both are plain letters and digits
+--   refresh FILE [PAUSE [CLIENT]]
+--                              refreshes of the sessions whose refresh tokens FILE has, a line each, in turn; with a
+--                              pause of so many milliseconds on average before each request of a connection, if it is
+--                              not 0; naming the client, for a peer that needs it
 -- At its end it says one line of JSON. Times in it are microseconds.
 
 local form = { ["Content-Type"] = "application/x-www-form-urlencoded" }
@@ -11,24 +14,26 @@ refused = 0 -- global: `done` runs in another state and asks for it by name
 
 local scripts = {}
 
-function scripts.get()
+function scripts.get(token)
+  if token then wrk.headers["Authorization"] = "Bearer " .. token end
   response = function(status)
     if status ~= 200 then refused = refused + 1 end
   end
 end
 
-function scripts.login(username, password)
-  local text = wrk.format("POST", "/token", form, "grant_type=password&username=" .. username .. "&password=" .. password)
+function scripts.login(username, password, path)
+  local text = wrk.format("POST", path or "/token", form, "grant_type=password&username=" .. username .. "&password=" .. password)
   request = function() return text end
   scripts.get()
 end
 
-function scripts.refresh(file, pause)
+function scripts.refresh(file, pause, client)
+  local rest = client and "&client_id=" .. client or ""
   for line in io.lines(file) do
     last = last + 1
     tokens[last] = line
   end
-  if pause then
+  if tonumber(pause or 0) > 0 then
     -- Far more connections than requests under way, each at a moment of its own: an open loop.
     math.randomseed(os.time())
     delay = function() return math.random(0, 2 * tonumber(pause)) end
@@ -38,7 +43,7 @@ function scripts.refresh(file, pause)
     local token = tokens[first]
     tokens[first] = nil
     first = first + 1
-    return wrk.format("POST", "/token", form, "grant_type=refresh_token&refresh_token=" .. token)
+    return wrk.format("POST", "/token", form, "grant_type=refresh_token&refresh_token=" .. token .. rest)
   end
   response = function(status, headers, body)
     local token = status == 200 and body:match('"refresh_token":%s*"([^"]+)"')
@@ -58,7 +63,7 @@ function setup(thread)
 end
 
 function init(arguments)
-  scripts[arguments[1]](arguments[2], arguments[3])
+  scripts[arguments[1]](arguments[2], arguments[3], arguments[4])
 end
 
 function done(summary, latency)
