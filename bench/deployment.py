@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -99,9 +100,11 @@ class Service:
     at: Installation
 
     def sessions(self, count: int) -> Path:
-        """Begin sessions and return a file with their refresh tokens, a line each."""
+        """Begin sessions and return a file with their refresh tokens, a line each, in no order."""
         path = self.at.folder / "refresh-tokens"
-        path.write_text("\n".join(asyncio.run(self._begin(count))) + "\n", encoding="ascii")
+        tokens = asyncio.run(self._begin(count))
+        random.shuffle(tokens)
+        path.write_text("\n".join(tokens) + "\n", encoding="ascii")
         return path
 
     async def _begin(self, count: int) -> list[str]:
@@ -152,10 +155,17 @@ def installation(*, cores: Sequence[int] = (), options: Sequence[str] = ()) -> I
             yield Installation(folder, server.url, ring.signer(datetime.now(UTC)))
 
 
-def command(*arguments: str, **environment: str) -> None:
+def command(*arguments: str, stdin: str = "", **environment: str) -> None:
     """Run a command line of ours to its end."""
     program = [sys.executable, "-m", "identity_service", *arguments]
-    subprocess.run(program, env=clean_environment() | environment, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 - ours
+    subprocess.run(  # noqa: S603 - ours
+        program,
+        env=clean_environment() | environment,
+        input=stdin,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
 
 
 def clean_environment() -> dict[str, str]:

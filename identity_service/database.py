@@ -99,6 +99,7 @@ class _Lending:
         self._idle: deque[_Held] = deque()
         self._waiting: deque[asyncio.Future[_Held | None]] = deque()
         self._held = 0
+        self._keeps = True
 
     @property
     def in_use(self) -> int:
@@ -121,7 +122,7 @@ class _Lending:
     async def give_back(self, held: _Held, *, clean: bool) -> None:
         """Take a connection back; `clean` says that nothing went wrong with it."""
         now = asyncio.get_running_loop().time()
-        if not clean or now > held.until or not held.is_open() or held.connection.is_in_transaction():
+        if not (clean and self._keeps) or now > held.until or not held.is_open() or held.connection.is_in_transaction():
             await self._let_go(held)
         elif not self._hand_on(held):
             self._idle.append(held)
@@ -129,6 +130,8 @@ class _Lending:
                 await self._let_go(self._idle.popleft())
 
     async def close(self) -> None:
+        """Return to the pool what is at hand, and from now on whatever comes back: it waits for all of it."""
+        self._keeps = False
         while self._idle:
             await self._let_go(self._idle.popleft())
 

@@ -333,3 +333,20 @@ async def test_when_no_connection_can_be_opened_everybody_who_waits_is_told(data
             for lost in (db, other):
                 await lost.close()
         assert await asyncio.gather(*waiting) == [SCHEMA_HEAD] * 4
+
+
+async def test_a_connection_that_comes_back_after_the_end_keeps_nobody_waiting(database_url):
+    returned = asyncio.Event()
+
+    async def use() -> None:
+        async with database.connection() as db:
+            using.set()
+            await returned.wait()
+            await db.fetchval("SELECT 1")
+
+    using = asyncio.Event()
+    async with open_database(database_url, pool_size=2) as database:
+        task = asyncio.create_task(use())
+        await using.wait()
+        asyncio.get_running_loop().call_later(0.05, returned.set)
+    await task

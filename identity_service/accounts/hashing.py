@@ -31,10 +31,10 @@ T = TypeVar("T")
 Kind: TypeAlias = tuple[str, str]
 """Format and cost of a hash."""
 
-NICENESS = 19
-"""Priority of the hashing threads: below everything, so that a flood of logins leaves refreshes their rate.
+NICENESS = 10
+"""Priority of the hashing threads: below the event loop, so that a flood of logins leaves refreshes their latency.
 
-At 10 a thread that hashes keeps a tenth of a core that refreshes could fill, and 13 % of them go: docs/decisions/0015.
+Not the lowest there is: at 19 a core that refreshes fill leaves logins nothing, and they run into the deadline.
 """
 
 QUEUE_PER_THREAD = 100

@@ -4,11 +4,11 @@ Taking a token apart is the verifier's: one place reads JWTs. What is stricter h
 the exact `typ` of the kind expected, and RS256 with a key of its own keyring.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from json import encoder as json_encoder
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
@@ -27,14 +27,17 @@ LEEWAY = timedelta(seconds=30)
 _RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
 _PKCS1, _SHA256 = PKCS1v15(), SHA256()
 _known_headers: dict[bytes, envelope.Header] = {}
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+# What `json.dumps` makes for each call, made once.
+_chunks = vars(json_encoder)["c_make_encoder"](
+    None, None, json_encoder.encode_basestring_ascii, None, ":", ",", False, False, False
+)
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
 
 def sign(key: Key, typ: str, claims: Mapping[str, Any]) -> str:
     """Return the claims as a signed token of the given type; `key` has its private half."""
     assert key.private is not None, "the keyring hands out signers with their private half"
-    signing_input = f"{_header(typ, key.kid)}.{base64url(_json(claims))}"
+    signing_input = f"{_header(typ, key.kid)}.{base64url(to_json(claims).encode())}"
     signature = key.private.sign(signing_input.encode(), _PKCS1, _SHA256)  # RS256: RFC 7518 3.3
     return f"{signing_input}.{base64url(signature)}"
 
@@ -120,8 +123,9 @@ def texts(claims: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def _header(typ: str, kid: str) -> str:
-    return base64url(_json({"alg": "RS256", "typ": typ, "kid": kid}))
+    return base64url(to_json({"alg": "RS256", "typ": typ, "kid": kid}).encode())
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return _encode(value).encode()
+def to_json(value: Mapping[str, Any]) -> str:
+    """Return a JSON object in its shortest spelling, of values that JSON has and nothing else."""
+    return "".join(_chunks(value, 0))

@@ -11,7 +11,6 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from starlette.requests import ClientDisconnect
 
 from identity_service import errors, grants, throttling
 from identity_service.audit import Event, Subject
@@ -76,10 +75,7 @@ async def read_form(request: Request) -> Mapping[str, str]:
         raise InvalidRequest("Send the parameters as application/x-www-form-urlencoded.")
     if request.scope["query_string"] and "client_secret" in request.query_params:
         raise InvalidRequest("A secret must not be sent in the URL.")
-    try:
-        body = await request.body()
-    except ClientDisconnect:
-        raise InvalidRequest("The body is not complete.") from None
+    body = await _read_body(request)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
@@ -90,6 +86,19 @@ async def read_form(request: Request) -> Mapping[str, str]:
     if _CONTROLS.search("".join(chain.from_iterable(pairs))):
         raise InvalidRequest("Parameters must not contain control characters.")
     return {name: value for name, value in form.items() if value}
+
+
+async def _read_body(request: Request) -> bytes:
+    """Return the body, whose size the edge has bounded. Most come in one piece."""
+    body = b""
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise InvalidRequest("The body is not complete.")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
 
 
 def require(form: Mapping[str, str], name: str) -> str:

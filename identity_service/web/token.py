@@ -1,6 +1,5 @@
 """`POST /token`: strict form → client → may it ask for this → grant → answer (RFC 6749 5)."""
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Literal
 
@@ -13,6 +12,7 @@ from identity_service.clients import Client
 from identity_service.errors import ClientNotAllowed, GrantNotOffered
 from identity_service.grants import IssuedToken, IssuedTokens
 from identity_service.runtime import Runtime
+from identity_service.tokens.jws import to_json
 from identity_service.web import oauth
 from identity_service.web.dependencies import actor_of, public, runtime_of
 
@@ -85,10 +85,6 @@ GRANTS: dict[str, Grant] = {
 }
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-"""Made once: with options of its own, `json.dumps` makes an encoder for each call."""
-
-
 def _answer(issued: IssuedToken) -> Response:
     body: dict[str, str | int] = {
         "access_token": issued.access_token,
@@ -99,4 +95,4 @@ def _answer(issued: IssuedToken) -> Response:
     if isinstance(issued, IssuedTokens):
         body["refresh_token"] = issued.refresh_token
         body["refresh_token_expires_in"] = issued.refresh_token_expires_in
-    return Response(_encode(body), headers=oauth.NO_STORE, media_type="application/json")
+    return Response(to_json(body), headers=oauth.NO_STORE, media_type="application/json")
