@@ -16,7 +16,7 @@ import pytest
 from identity_service.accounts.hashing import STEP
 from identity_service.app import _prune
 from identity_service.errors import Throttled
-from identity_service.throttling import ACCOUNT, ADDRESS, password_attempt, token_attempt
+from identity_service.throttling import ACCOUNT, ADDRESS, CLIENT, password_attempt, token_attempt
 from tests.conftest import PASSWORD, Account, Api, StartApi, bearer, register, run_api
 from tests.throttling.conftest import asking_from, with_failures
 
@@ -240,6 +240,44 @@ async def test_whoever_guesses_from_an_address_does_not_keep_out_the_services_be
     assert right.status_code != 429
     assert right.status_code == 200 or right.json()["error"] == "invalid_grant", "the client was let in"
     assert_throttled(await CLIENTS[route](stranger, "orders", WRONG), 1)
+
+
+@pytest.mark.parametrize("route", CLIENTS)
+async def test_a_blocked_address_is_no_place_to_guess_a_clients_secret(api, stranger, route):
+    """The right one is let in from there: the wrong ones must count, and are recorded until the client waits."""
+    orders = await register(api, "orders", grants=["client_credentials", "password", "refresh_token"], first_party=True)
+    elsewhere = await register(api, "invoices")
+    place = token_attempt("203.0.113.7", exempt=())
+    await with_failures(api.database, place, ADDRESS.free + 6, blocked_for=timedelta(seconds=32))
+    for _ in range(20):
+        assert_throttled(await CLIENTS[route](stranger, "orders", WRONG), 32)
+    recorded = "SELECT count(*) FROM audit_events WHERE event = 'client.login' AND subject_id = 'orders'"
+    assert await api.scalar(recorded) == CLIENT.free + 1
+    assert_throttled(await CLIENTS[route](stranger, "orders", orders.secret), 1)
+    assert (await by_client_at_revoke(stranger, "invoices", elsewhere.secret)).status_code == 200, "a client beside it"
+    async with asking_from(api.app, "198.51.100.1") as other_place:
+        assert (await by_client_at_revoke(other_place, "orders", orders.secret)).status_code == 200
+    api.clock.advance(seconds=1)
+    assert (await by_client_at_revoke(stranger, "orders", orders.secret)).status_code == 200
+    tally = await api.scalar("SELECT failures FROM throttles WHERE key = $1", place.counters[0].key)
+    assert tally == ADDRESS.free + 6, "what meets a block does not make it longer"
+
+
+async def test_a_blocked_address_fills_no_table_with_clients_that_nobody_has(api, stranger):
+    await with_failures(api.database, token_attempt("203.0.113.7", exempt=()), 200, blocked_for=timedelta(minutes=1))
+    before = await api.scalar("SELECT count(*) FROM audit_events")
+    for number in range(10):
+        assert_throttled(await by_client_at_revoke(stranger, f"client{number}", WRONG), 60)
+    assert await api.scalar("SELECT count(*) FROM throttles") == 1
+    assert await api.scalar("SELECT count(*) FROM audit_events") == before
+
+
+async def test_of_many_secrets_at_once_from_a_blocked_address_six_are_looked_at(api, stranger):
+    await register(api, "orders")
+    await with_failures(api.database, token_attempt("203.0.113.7", exempt=()), 200, blocked_for=timedelta(minutes=1))
+    answers = await asyncio.gather(*(by_client_at_revoke(stranger, "orders", WRONG) for _ in range(60)))
+    assert {answer.status_code for answer in answers} <= {429, 503}
+    assert await api.scalar("SELECT failures FROM throttles ORDER BY failures LIMIT 1") == CLIENT.free + 1
 
 
 async def test_every_route_that_takes_a_clients_secret_says_in_its_description_how_it_slows_down(api, stranger):
