@@ -1,6 +1,5 @@
 """Administering the signing keys. What is shown of them are names, states and times, never numbers."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -50,18 +49,12 @@ async def list_keys(request: Request, caller: Administrator) -> Listing[KeyAnswe
 
 @router.post("/rotate", responses=refusals(*ADMINISTERED, *JSON_BODY, errors.KeysUnavailable))
 async def rotate_keys(request: Request, caller: Administrator, body: Rotation | None = None) -> Listing[KeyAnswer]:
-    """Promote the standby key, as soon as every verifier can know it. Every process takes it up within seconds."""
-    keys, now = runtime_of(request).keys, caller.now
+    """Promote the standby key, as soon as every verifier can know it. Other processes take it up within seconds."""
+    runtime, now = runtime_of(request), caller.now
     at_once = body is not None and body.now
 
     async with _recorded(request) as db:
-        change = await asyncio.to_thread(
-            keys.folder.rotate,
-            requested_at=now,
-            now=now,
-            publish_window=keys.publish_window,
-            at_once=at_once,
-        )
+        change = await runtime.change_keys(lambda: runtime.keys.rotate(now=now, at_once=at_once), now=now)
         if change.key is not None:
             await recording.record_rotation(db, change.key, by=caller.actor, now=now)
     return _show(change.ring, now)
@@ -71,11 +64,14 @@ async def rotate_keys(request: Request, caller: Administrator, body: Rotation | 
 async def revoke_key(
     request: Request, caller: Administrator, kid: Annotated[str, Path(examples=["B" * 43])]
 ) -> Listing[KeyAnswer]:
-    """Withdraw a key at once, in an emergency: whoever holds tokens that it signed is logged out."""
-    keys, now = runtime_of(request).keys, caller.now
+    """Withdraw a key, in an emergency: whoever holds tokens that it signed is logged out.
+
+    At once where this is answered; other processes take it up within seconds.
+    """
+    runtime, now = runtime_of(request), caller.now
 
     async with _recorded(request) as db:
-        change = await asyncio.to_thread(keys.folder.revoke, kid, now=now)
+        change = await runtime.change_keys(lambda: runtime.keys.revoke(kid, now=now), now=now)
         if change.key is not None:
             await recording.record_revocation(db, change.key, by=caller.actor, now=now)
     return _show(change.ring, now)

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
+import jwt
 import pytest
 import schemathesis
 
@@ -18,6 +19,7 @@ from identity_service.accounts import registration, roles
 from identity_service.app import _tend_keys
 from identity_service.clients import registration as clients
 from identity_service.errors import DatabaseUnavailable
+from identity_service.revocation.feed import News
 from identity_service.shell import client_secret
 from identity_service.tokens import jws
 from identity_service.web.dependencies import PUBLIC
@@ -752,12 +754,46 @@ async def test_keys_are_shown_rotated_and_revoked_without_their_numbers(api, roo
     assert {key["state"] for key in at_once if key["kid"] == standby["kid"]} == {"active"}
     revoked = (await root("POST", f"/admin/keys/{active['kid']}/revoke")).json()["items"]
     assert {key["state"] for key in revoked if key["kid"] == active["kid"]} == {"revoked"}
-    await _tend_keys(api.runtime)
     assert (await root("GET", "/admin/keys")).status_code == 401, "its own token was signed with that key"
     told = await api.scalar(
         "SELECT array_agg(event || ' ' || subject_id ORDER BY id) FROM audit_events WHERE subject_kind = 'key'"
     )
     assert told == [f"key.rotated {standby['kid']}"] * 2 + [f"key.revoked {active['kid']}"]
+
+
+async def test_a_key_that_was_revoked_signs_and_opens_nothing_after_the_answer(api, alice, root):
+    """Not only when the folder is looked at the next time."""
+    tokens = await alice.log_in()
+    with api.runtime.revocations.follow() as follower:
+        active = api.keys.current.signer(api.clock()).kid
+        assert (await root("POST", f"/admin/keys/{active}/revoke")).status_code == 200
+        assert await follower.next(within=0) is News.KEYS
+    assert (await api.me(tokens["access_token"])).status_code == 401
+    assert (await api.refresh(tokens["refresh_token"])).json()["error"] == "invalid_grant"
+    assert active not in [key["kid"] for key in (await api.http.get("/.well-known/jwks.json")).json()["keys"]]
+    fresh = await alice.log_in()
+    assert jwt.get_unverified_header(fresh["access_token"])["kid"] != active
+    assert (await api.me(fresh["access_token"])).status_code == 200
+
+
+async def test_a_key_that_was_promoted_at_once_signs_after_the_answer(api, alice, root):
+    standby = next(key["kid"] for key in (await root.get("/admin/keys"))["items"] if key["state"] == "standby")
+    api.clock.advance(seconds=1)
+    with api.runtime.revocations.follow() as follower:
+        assert (await root("POST", "/admin/keys/rotate", {"now": True})).status_code == 200
+        assert await follower.next(within=0) is News.KEYS
+    assert jwt.get_unverified_header((await alice.log_in())["access_token"])["kid"] == standby
+
+
+async def test_a_revoked_key_is_out_of_force_although_nobody_could_write_it_down(api, root):
+    """The folder has changed by then, and no transaction holds it."""
+    active = api.keys.current.signer(api.clock()).kid
+    await api.scalar("ALTER TABLE audit_events RENAME TO away")
+    try:
+        assert (await root("POST", f"/admin/keys/{active}/revoke")).status_code >= 500
+        assert (await root("GET", "/admin/keys")).status_code == 401
+    finally:
+        await api.scalar("ALTER TABLE away RENAME TO audit_events")
 
 
 async def test_revoking_a_key_that_is_none_or_revoked_is_no_event(api, root):
