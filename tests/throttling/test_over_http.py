@@ -16,7 +16,7 @@ import pytest
 from identity_service.accounts.hashing import STEP
 from identity_service.app import _prune
 from identity_service.errors import Throttled
-from identity_service.throttling import ACCOUNT, ADDRESS, CLIENT, password_attempt, token_attempt
+from identity_service.throttling import ACCOUNT, ADDRESS, CLIENT, password_attempt, session_attempt, token_attempt
 from tests.conftest import PASSWORD, Account, Api, StartApi, bearer, register, run_api
 from tests.throttling.conftest import asking_from, with_failures
 
@@ -122,30 +122,75 @@ async def test_a_login_is_slowed_after_five_failures_and_goes_on_when_told(api, 
 
 @pytest.mark.parametrize("route", SIGNED_IN)
 async def test_a_stolen_access_token_is_no_place_to_guess_the_password(api, alice, stranger, route):
-    """The same counter as a login's: neither makes up for the other."""
-    token = (await alice.log_in())["access_token"]
-    assert await fail(stranger, by_token, "alice", 3) == [400] * 3
-    assert [(await signed_in(stranger, route, token, WRONG)).status_code for _ in range(3)] == [403] * 3
-    assert_throttled(await signed_in(stranger, route, token, WRONG), 1)
-    assert_throttled(await signed_in(stranger, route, token, PASSWORD), 1)
-    assert_throttled(await by_token(stranger, "alice", PASSWORD), 1)
+    """From wherever it is used, and with whatever token of the same session."""
+    tokens = await alice.log_in()
+    assert [(await signed_in(stranger, route, tokens["access_token"], WRONG)).status_code for _ in range(6)] == [
+        403
+    ] * 6
+    refreshed = (await api.refresh(tokens["refresh_token"])).json()["access_token"]
+    async with asking_from(api.app, "198.51.100.1") as elsewhere:
+        for http, token in (
+            (stranger, tokens["access_token"]),
+            (elsewhere, tokens["access_token"]),
+            (stranger, refreshed),
+        ):
+            for password in (WRONG, PASSWORD):
+                assert_throttled(await signed_in(http, route, token, password), 1)
     api.clock.advance(seconds=1)
+    assert (await signed_in(stranger, route, refreshed, WRONG)).status_code == 403
+    assert_throttled(await signed_in(stranger, route, refreshed, PASSWORD), 2)
+    api.clock.advance(seconds=2)
+    assert (await signed_in(stranger, route, refreshed, PASSWORD)).status_code == 204
+
+
+@pytest.mark.parametrize("route", SIGNED_IN)
+async def test_whoever_guesses_with_a_stolen_token_does_not_keep_the_owner_out(api, alice, stranger, route):
+    """Neither at the login, nor in any session but the one that it was stolen from."""
+    stolen, own = (await alice.log_in())["access_token"], (await alice.log_in())["access_token"]
+    for _ in range(6):
+        await signed_in(stranger, route, stolen, WRONG)
+    assert_throttled(await signed_in(stranger, route, stolen, PASSWORD), 1)
+    assert (await by_token(stranger, "alice", PASSWORD)).status_code == 200
+    assert (await signed_in(stranger, route, own, PASSWORD)).status_code == 204
+
+
+@pytest.mark.parametrize("route", SIGNED_IN)
+async def test_whoever_guesses_at_the_login_does_not_keep_the_owner_from_changing_the_password(
+    api, alice, stranger, route
+):
+    """Nor from the same address: a session that lives goes on."""
+    token = (await alice.log_in())["access_token"]
+    await fail(stranger, by_token, "alice")
+    await with_failures(api.database, token_attempt("203.0.113.7", exempt=()), 200, blocked_for=timedelta(minutes=1))
+    assert_throttled(await by_token(stranger, "alice", PASSWORD), 60)
+    assert (await signed_in(stranger, route, token, WRONG)).status_code == 403
     assert (await signed_in(stranger, route, token, PASSWORD)).status_code == 204
 
 
-async def test_another_username_does_not_make_an_account_a_new_one(api, alice, stranger):
-    """A stolen access token can change the name; the failures stay with the account."""
+async def test_a_new_password_opens_a_login_that_was_guessed_at(api, alice, stranger):
+    """What was counted were guesses at the old one. It is recorded, as an administrator's unlocking is."""
     token = (await alice.log_in())["access_token"]
-    for name in ("bertha", "carla", "alice", "dora"):
+    await fail(stranger, by_token, "alice")
+    assert (await signed_in(stranger, "PUT /users/me/password", token, PASSWORD)).status_code == 204
+    assert (await by_token(stranger, "alice", NEW)).status_code == 200
+    assert await api.scalar("SELECT details->>'failures' FROM audit_events WHERE event = 'user.unlocked'") == "6"
+
+
+async def test_another_username_does_not_make_an_account_a_new_one(api, alice, stranger):
+    """A stolen access token can change the name; the failures stay with the account, and with the session."""
+    token = (await alice.log_in())["access_token"]
+    for name in ("bertha", "carla", "alice", "dora", "emma", "flora"):
         await stranger.patch("/users/me", json={"username": name}, headers=bearer(token))
         await signed_in(stranger, "DELETE /users/me", token, WRONG)
         await by_token(stranger, name, WRONG)
     assert_throttled(await signed_in(stranger, "DELETE /users/me", token, PASSWORD), 1)
+    assert_throttled(await by_token(stranger, "flora", PASSWORD), 1)
 
 
 async def test_a_refused_new_password_does_not_tell_more_about_the_old_one_than_a_login(api, alice, stranger):
     token = (await alice.log_in())["access_token"]
-    await fail(stranger, by_token, "alice")
+    for _ in range(6):
+        await signed_in(stranger, "PUT /users/me/password", token, WRONG)
     body = {"current_password": PASSWORD, "new_password": "short"}
     assert_throttled(await stranger.put("/users/me/password", json=body, headers=bearer(token)), 1)
 
@@ -213,6 +258,8 @@ async def test_a_guess_that_meets_a_block_is_answered_at_the_same_moment_right_o
     guess = asyncio.ensure_future(attempt(stranger, "alice", password))
     await asyncio.to_thread(verifying.wait, 30)
     counted = password_attempt(UUID(alice.id), "alice", "203.0.113.7", exempt=())
+    if route not in LOGINS:
+        counted = session_attempt(await api.scalar("SELECT id FROM sessions"))
     await with_failures(api.database, counted, 50, blocked_for=timedelta(minutes=1))
     gate.set()
     assert_throttled(await guess, 60)
