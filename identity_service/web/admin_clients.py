@@ -32,7 +32,7 @@ _MOST_OVERLAP = int(registration.MOST_OVERLAP.total_seconds())
 
 
 class NewClient(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     client_id: Annotated[str, Field(max_length=64, examples=["batch-job"])]
     grants: Grants
@@ -45,7 +45,7 @@ class NewClient(BaseModel):
 class ClientChange(BaseModel):
     """What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     grants: Grants = []
     scopes: Scopes = []
@@ -56,7 +56,7 @@ class ClientChange(BaseModel):
 class SecretRotation(BaseModel):
     """For how many seconds the present secret works beside the new one."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     overlap: Annotated[int, Field(ge=0, le=_MOST_OVERLAP)] = 86400
 

@@ -27,7 +27,7 @@ router = APIRouter(
 class Rotation(BaseModel):
     """`now` does not wait until every verifier can know the next key: for an active one that others may have."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     now: bool = False
 

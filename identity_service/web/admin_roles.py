@@ -23,7 +23,7 @@ Name = Annotated[str, Path(examples=["clerk"])]
 
 
 class NewRole(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: Annotated[str, Field(max_length=64, examples=["clerk"])]
     scopes: Scopes = []
@@ -32,7 +32,7 @@ class NewRole(BaseModel):
 class RoleChange(BaseModel):
     """All the scopes that the role is to give. Sessions hear of it at their next refresh, or end."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     scopes: Scopes
     end_sessions: bool = False

@@ -52,7 +52,7 @@ class UserPage(Page):
 class UserCreation(BaseModel):
     """Without a password nobody can log in to the account until it was reset."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     username: Username
     password: Password | None = None
@@ -63,7 +63,7 @@ class UserCreation(BaseModel):
 class RoleAssignment(BaseModel):
     """All the roles that the user is to have. They hear of it at the next refresh, or have to log in again."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     roles: RoleNames
     end_sessions: bool = False

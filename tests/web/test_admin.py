@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -543,6 +544,37 @@ async def test_every_body_of_an_administrator_is_read_strictly(api, root, bob):
             headers = bearer(root.token) | {"Content-Type": media_type}
             answer = await api.http.request(method, address, content=body.encode(), headers=headers)
             assert answer.status_code == expected, (method, path, body, answer.text)
+
+
+MISREAD: dict[str, list[Any]] = {
+    "boolean": [1, 0, "yes", "true", 1.0],
+    "integer": [True, "300", 300.0, "1e2"],
+    "string": [1, True],
+    "array": ["a b", {"a": "b"}],
+}
+
+
+async def test_no_member_is_taken_for_one_of_another_type(api, root, bob):
+    """What the description says is what is taken: `{"overlap": true}` is not a second."""
+    places = {"user_id": bob.id, "name": "clerk", "client_id": "batch-job"}
+    await create_role(api, "clerk")
+    await create_client(api)
+    before, asked = await everything(api), set()
+    description = (await api.http.get("/openapi.json")).json()
+    for (method, path), row in ADMIN_ROUTES.items():
+        if (body := description["paths"][path][method.lower()].get("requestBody")) is None:
+            continue
+        named = re.search(r"#/components/schemas/(\w+)", json.dumps(body))
+        assert named is not None
+        for member, schema in description["components"]["schemas"][named[1]]["properties"].items():
+            types = {one.get("type") for one in schema.get("anyOf", [schema])} - {"null"}
+            for misread in MISREAD[types.pop()]:
+                answer = await root(method, path.format(**places), (row.body or {}) | {member: misread})
+                assert answer.status_code == 422, (method, path, member, misread)
+                assert [error["pointer"] for error in answer.json()["errors"]] == [f"/{member}"]
+            asked.add(member)
+    assert asked >= {"overlap", "access_lifetime", "first_party", "now", "end_sessions", "scopes", "roles"}
+    assert await everything(api) == before
 
 
 # Roles
