@@ -271,7 +271,6 @@ async def enable(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> 
     user = await store.enable(db, user_id)
     if user is None:
         return await find(db, user_id)
-    await store.delete_reset(db, user_id)  # one that was started in the meantime
     await audit.record(db, Event.USER_ENABLED, Subject("user", str(user.id)), by=by, now=now)
     return user
 

@@ -232,7 +232,11 @@ async def set_user_roles(
     return AdministeredUser.of(user)
 
 
-@router.post("/users/{user_id}/password-reset", status_code=201, responses=refusals(*ADMINISTERED, errors.UserNotFound))
+@router.post(
+    "/users/{user_id}/password-reset",
+    status_code=201,
+    responses=refusals(*ADMINISTERED, errors.UserNotFound, errors.UserDisabled),
+)
 async def start_password_reset(request: Request, caller: Administrator, user_id: UserId) -> StartedReset:
     """Let the user set another password. An earlier reset becomes void; the present password goes on until then."""
     token = reset_token()

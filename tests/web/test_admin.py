@@ -422,6 +422,14 @@ async def test_an_id_is_found_in_upper_case_too(root, bob):
 # Users
 
 
+async def test_for_a_disabled_account_no_reset_is_started(api, root, bob):
+    await root("POST", f"/admin/users/{bob.id}/disable")
+    before = await everything(api)
+    refused = await root("POST", f"/admin/users/{bob.id}/password-reset")
+    assert seen(refused) == problem(409, "user_disabled", "This account is disabled; enable it first.")
+    assert await everything(api) == before
+
+
 async def test_an_account_is_made_shown_changed_and_deleted(api, root):
     made = await root("POST", "/admin/users", {"username": "Carol", "password": NEW_PASSWORD, "email": "c@example.com"})
     assert made.status_code == 201
