@@ -99,14 +99,17 @@ class StartedReset(BaseModel):
 @router.get("/users", responses=refusals(*ADMINISTERED, errors.CursorRejected))
 async def list_users(
     request: Request, caller: Administrator, page: Annotated[UserPage, Query()]
-) -> Listing[AdministeredUser]:
-    """The users in the order of their usernames."""
+) -> Listing[UserWithStanding]:
+    """The users in the order of their usernames, and who of them is locked out."""
     after = paging.position(request, caller, page)
     async with runtime_of(request).database.connection() as db:
         found = await registration.search(db, page.search, role=page.role, after=after, limit=page.limit + 1)
-    return paging.listing(
-        request, caller, page, found, show=AdministeredUser.of, position_of=lambda user: user.username
-    )
+        standings = await throttling.standings(db, [user.id for user in found], now=caller.now)
+
+    def show(user: User) -> UserWithStanding:
+        return UserWithStanding.standing(user, standings[user.id])
+
+    return paging.listing(request, caller, page, found, show=show, position_of=lambda user: user.username)
 
 
 @router.post(

@@ -128,6 +128,7 @@ def test_users_show_tells_of_a_lock_and_unlock_ends_it(command: Command, databas
     assert datetime.fromisoformat(locked["locked_until"]) > utc_now()
     assert locked["locked_until"] in command("users", "show", "alice").out
     assert command("users", "list").out.endswith("  -  (locked)\n")
+    assert json.loads(command("users", "list", "--json").out) == [locked]
     assert json.loads(command("users", "unlock", "ALICE", "--json").out) == user
     assert command("users", "list").out.endswith("  -\n")
     assert json.loads(command("users", "show", "alice", "--json").out) == user

@@ -471,6 +471,8 @@ async def test_an_administrator_sees_who_is_locked_out_and_unlocks(root, bob):
     assert (await api.token(**login, password=bob.password)).status_code == 429
     shown = (await root("GET", place)).json()
     assert (shown["failures"], shown["locked_until"]) == (6, "2026-11-22T12:00:01Z")
+    listed = {user["username"]: user for user in (await root.get("/admin/users"))["items"]}
+    assert (listed["bob"], listed["root"]["failures"]) == (shown, 0)
     unlocked = (await root("POST", f"{place}/unlock")).json()
     assert (unlocked["failures"], unlocked["locked_until"]) == (0, None)
     assert (await api.token(**login, password=bob.password)).status_code == 200
