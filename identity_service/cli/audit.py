@@ -106,6 +106,7 @@ def export(
     *,
     since: Moment = None,
     until: Moment = None,
+    _as_json: Annotated[bool, typer.Option("--json", help="Write JSON, as it does without.")] = False,
 ) -> None:
     """Write events as JSON, one object a line, the oldest first. The export itself is recorded."""
     wanted = EventFilter(since=_utc(since), until=_utc(until))

@@ -111,6 +111,7 @@ def test_export_writes_a_line_for_each_event_into_a_file_that_only_its_owner_rea
     assert "File exists" in again.err
     everything = command("audit", "export").out.splitlines()
     assert [json.loads(line)["event"] for line in everything] == ["user.created", "audit.exported"]
+    assert command("audit", "export", "--json").out.splitlines()[:2] == everything
     assert command("audit", "export", "--until", "2020-01-01T00:00:00").out == ""
 
 
