@@ -147,7 +147,8 @@ async def search(db: Connection, prefix: str, *, role: str | None = None, after:
         role: only those who have it.
         after: the username that the page before ended with.
     """
-    prefix = unicodedata.normalize("NFC", prefix.lower())
+    # As far as the beginning of a name can be read as names are: by itself it need not be one.
+    prefix = unicodedata.normalize("NFC", _profile.width_mapping_rule(prefix).lower())
     return await store.list_users(db, prefix=prefix, role=role, after=after, limit=limit)
 
 

@@ -3,14 +3,14 @@
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors
 from identity_service.clients import Client, registration
 from identity_service.shell import client_secret
 from identity_service.web.dependencies import Administrator, runtime_of
-from identity_service.web.paging import Listing, Scopes
+from identity_service.web.paging import Listing, Scopes, Whole
 from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
 from identity_service.web.strict_json import StrictRoute
 
@@ -104,7 +104,9 @@ class ClientWithSecret(ClientAnswer):
 
 
 @router.get("", responses=refusals(*ADMINISTERED))
-async def list_clients(request: Request, _caller: Administrator) -> Listing[ClientAnswer]:
+async def list_clients(
+    request: Request, _caller: Administrator, _query: Annotated[Whole, Query()]
+) -> Listing[ClientAnswer]:
     """Every client, all on one page."""
     async with runtime_of(request).database.connection() as db:
         found = await registration.list_all(db)

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from identity_service import errors
@@ -13,7 +13,7 @@ from identity_service.database import Connection
 from identity_service.signing import recording
 from identity_service.signing.keyring import Keyring, KeyState
 from identity_service.web.dependencies import Administrator, runtime_of
-from identity_service.web.paging import Listing
+from identity_service.web.paging import Listing, Whole
 from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
 from identity_service.web.strict_json import StrictRoute
 
@@ -42,7 +42,7 @@ class KeyAnswer(BaseModel):
 
 
 @router.get("", responses=refusals(*ADMINISTERED))
-async def list_keys(request: Request, caller: Administrator) -> Listing[KeyAnswer]:
+async def list_keys(request: Request, caller: Administrator, _query: Annotated[Whole, Query()]) -> Listing[KeyAnswer]:
     """Every key with its state and times, as `keys list --json` shows them."""
     return _show(runtime_of(request).keys.current, caller.now)
 

@@ -3,13 +3,13 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors
 from identity_service.accounts import Role, roles
 from identity_service.web.dependencies import Administrator, runtime_of
-from identity_service.web.paging import Listing, Scopes
+from identity_service.web.paging import Listing, Scopes, Whole
 from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
 from identity_service.web.strict_json import StrictRoute
 
@@ -53,7 +53,9 @@ class RoleAnswer(BaseModel):
 
 
 @router.get("", responses=refusals(*ADMINISTERED))
-async def list_roles(request: Request, _caller: Administrator) -> Listing[RoleAnswer]:
+async def list_roles(
+    request: Request, _caller: Administrator, _query: Annotated[Whole, Query()]
+) -> Listing[RoleAnswer]:
     """Every role, all on one page."""
     async with runtime_of(request).database.connection() as db:
         found = await roles.list_all(db)

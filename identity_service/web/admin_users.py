@@ -96,13 +96,15 @@ class StartedReset(BaseModel):
     expires_at: datetime
 
 
-@router.get("/users", responses=refusals(*ADMINISTERED, errors.CursorRejected))
+@router.get("/users", responses=refusals(*ADMINISTERED, errors.CursorRejected, errors.RoleNotFound))
 async def list_users(
     request: Request, caller: Administrator, page: Annotated[UserPage, Query()]
 ) -> Listing[UserWithStanding]:
     """The users in the order of their usernames, and who of them is locked out."""
     after = paging.position(request, caller, page)
     async with runtime_of(request).database.connection() as db:
+        if page.role is not None:
+            await roles.find(db, page.role)
         found = await registration.search(db, page.search, role=page.role, after=after, limit=page.limit + 1)
         standings = await throttling.standings(db, [user.id for user in found], now=caller.now)
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 import httpx2
@@ -920,6 +921,7 @@ async def test_pages_of_any_length_show_every_user_once(api, root, limit):
     [
         ("al", ["al_ice", "alan", "bob"]),
         ("AL", ["al_ice", "alan", "bob"]),
+        ("\uff21\uff4c", ["al_ice", "alan", "bob"]),
         ("al_", ["al_ice"]),
         ("alice@", ["bob"]),
         ("Alice@Ex", ["bob"]),
@@ -941,15 +943,28 @@ async def test_a_search_finds_how_a_username_or_an_address_begins(api, root, sea
 
 async def test_users_are_found_by_a_role(api, root):
     await register(api, ("alan", None), ("bob", None), ("carol", None))
+    for name in ("clerk", "driver"):
+        await create_role(api, name)
     await api.scalar("UPDATE users SET roles = '{clerk,driver}' WHERE username <> 'root' RETURNING id")
     for role, search, found in (
         ("driver", "", ["alan", "bob", "carol"]),
         ("driver", "b", ["bob"]),
         ("admin", "", ["root"]),
-        ("' OR 1=1 --", "", []),
     ):
         users = await walk(root, "/admin/users", role=role, search=search, limit=1)
         assert [user["username"] for user in users] == found
+    for nobodys in ("drivre", "", "' OR 1=1 --"):
+        answer = await root("GET", f"/admin/users?{urlencode({'role': nobodys})}")
+        assert seen(answer) == problem(404, "role_not_found", "There is no such role."), "as on the command line"
+
+
+@pytest.mark.parametrize("path", ["/admin/roles", "/admin/clients", "/admin/keys"])
+async def test_a_list_that_comes_whole_takes_no_parameter(root, path):
+    """One that is not known must not look as if it had been heard."""
+    assert (await root.get(path))["next_cursor"] is None
+    for query in ("search=a", "limit=1", "cursor=x"):
+        answer = await root("GET", f"{path}?{query}")
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
 
 
 @pytest.mark.parametrize(
