@@ -233,10 +233,7 @@ async def _repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> Asy
 
 async def _tend_keys(runtime: Runtime) -> None:
     now = runtime.now()
-    published = runtime.keys.jwks(now)
-    promoted = await asyncio.to_thread(runtime.keys.tend, now)
-    if runtime.keys.jwks(now) != published:
-        runtime.revocations.announce_keys()
+    promoted = await runtime.change_keys(lambda: runtime.keys.tend(now), now=now)
     if promoted is not None:
         runtime.keys.unrecorded.append((promoted, now))
     # Keys rotate whether or not the database is there; what could not be written down is when it is back.

@@ -21,7 +21,7 @@ Record: TypeAlias = asyncpg.Record
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 T = TypeVar("T")
 
-SCHEMA_HEAD = "0008"
+SCHEMA_HEAD = "0009"
 """The newest revision in `migrations/versions`. A test holds it equal, so that serving need not import alembic."""
 
 CONNECT_TIMEOUT = 5.0

@@ -78,6 +78,12 @@ class UserNotFound(IdentityError):
     default_text = "There is no such user."
 
 
+class UserDisabled(IdentityError):
+    """Only for those who administer: at a login a disabled account is `InvalidCredentials`."""
+
+    default_text = "This account is disabled; enable it first."
+
+
 class RoleNotFound(IdentityError):
     default_text = "There is no such role."
 

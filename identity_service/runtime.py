@@ -1,8 +1,10 @@
 """What a running service holds, handed to every request."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import PasswordHashing
@@ -16,6 +18,8 @@ from identity_service.sessions import SessionLimits
 from identity_service.sessions.rotation import Rotations
 from identity_service.settings import Settings
 from identity_service.signing.live import LiveKeyring
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +56,12 @@ class Runtime:
         issuer = self.settings.issuer_url
         others = tuple(name for name in client.audience or self.settings.audience if name != issuer)
         return (*others, issuer) if client.first_party else others
+
+    async def change_keys(self, change: Callable[[], T], *, now: datetime) -> T:
+        """Let the keys held here change, in a thread; followers hear of it if others are published after that."""
+        published = self.keys.jwks(now)
+        try:
+            return await asyncio.to_thread(change)
+        finally:
+            if self.keys.jwks(now) != published:
+                self.revocations.announce_keys()

@@ -22,7 +22,9 @@ _MOST_READINGS = 16
 """zxcvbn tries every reading of symbols that stand for letters; ten different ones have thousands and cost seconds."""
 
 _PLAIN_SYMBOLS = "^&*)-=_;:,.?/~`'\"\\]}>#"
-_SERVICE_NAMES = ("identity", "service", "identity service", "identity-service", "identity.service", "identityservice")
+_SERVICE_NAMES = frozenset(
+    ("identity", "service", "identity service", "identity-service", "identity.service", "identityservice")
+)
 
 
 def normalise(unverified_password: str) -> str:
@@ -59,7 +61,8 @@ def check_guessability(password: str, *, context: tuple[str, ...]) -> None:
     """
     from zxcvbn import zxcvbn
 
-    known = sorted(_context_words(context))
+    owners = _context_words(context)
+    known = sorted(owners | _SERVICE_NAMES)
     estimates = []
     for form in dict.fromkeys((password, unicodedata.normalize("NFKC", password))):  # width is no strength
         plain = _with_few_readings(form)
@@ -70,10 +73,12 @@ def check_guessability(password: str, *, context: tuple[str, ...]) -> None:
         return
     matches = [match for estimate in estimates for match in _matches(estimate["sequence"])]
     patterns = {match["pattern"] for match in matches}
-    dictionaries = {match.get("dictionary_name") for match in matches}
-    if "user_inputs" in dictionaries:
+    found = {match["matched_word"] for match in matches if match.get("dictionary_name") == "user_inputs"}
+    if found - (_SERVICE_NAMES - owners):
         text = "The password must not be made of the username or the e-mail address."
         raise PasswordRejected("contains_username", text)
+    if found:
+        raise PasswordRejected("common", "The password must not be made of the name of this service.")
     if "repeat" in patterns:
         raise PasswordRejected("repetitive", "The password repeats itself too much to be safe.")
     if patterns & {"sequence", "spatial"}:
@@ -83,7 +88,7 @@ def check_guessability(password: str, *, context: tuple[str, ...]) -> None:
 
 def _context_words(context: tuple[str, ...]) -> set[str]:
     """Return what is known about the owner: each text whole, without its domain, its parts, and its parts joined."""
-    words = set(_SERVICE_NAMES)
+    words = set()
     for text in context:
         for known in (text.casefold(), text.casefold().partition("@")[0]):
             parts = re.split(r"[\W_]+", known)

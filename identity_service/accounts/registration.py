@@ -147,7 +147,8 @@ async def search(db: Connection, prefix: str, *, role: str | None = None, after:
         role: only those who have it.
         after: the username that the page before ended with.
     """
-    prefix = unicodedata.normalize("NFC", prefix.lower())
+    # As far as the beginning of a name can be read as names are: by itself it need not be one.
+    prefix = unicodedata.normalize("NFC", _profile.width_mapping_rule(prefix).lower())
     return await store.list_users(db, prefix=prefix, role=role, after=after, limit=limit)
 
 
@@ -271,7 +272,6 @@ async def enable(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> 
     user = await store.enable(db, user_id)
     if user is None:
         return await find(db, user_id)
-    await store.delete_reset(db, user_id)  # one that was started in the meantime
     await audit.record(db, Event.USER_ENABLED, Subject("user", str(user.id)), by=by, now=now)
     return user
 

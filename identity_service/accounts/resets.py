@@ -13,7 +13,7 @@ from identity_service import audit
 from identity_service.accounts import User, store
 from identity_service.audit import Actor, Event, Subject
 from identity_service.database import Connection
-from identity_service.errors import ResetTokenInvalid, UserNotFound
+from identity_service.errors import ResetTokenInvalid, UserDisabled, UserNotFound
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import lifecycle
 
@@ -27,9 +27,14 @@ async def start(db: Connection, user_id: UUID, token: str, *, by: Actor, now: da
 
     Raises:
         UserNotFound: the account is gone.
+        UserDisabled: the token would open nothing.
     """
-    if not await store.lock(db, user_id):
+    await store.lock(db, user_id)
+    user = await store.find_by_id(db, user_id)
+    if user is None:
         raise UserNotFound
+    if user.disabled_at is not None:
+        raise UserDisabled
     expires_at = now + RESET_LIFETIME
     await store.insert_reset(db, user_id, token_digest=_digest(token), now=now, expires_at=expires_at)
     await audit.record(db, Event.USER_PASSWORD_RESET_STARTED, Subject("user", str(user_id)), by=by, now=now)

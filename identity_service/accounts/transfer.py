@@ -200,7 +200,7 @@ def _members(line: bytes) -> dict[str, Any]:
     if len(line) > MOST_BYTES:
         raise LineRejected(f"It is longer than {MOST_BYTES} bytes.")
     try:
-        unverified = json.loads(line.decode(), object_pairs_hook=_each_once)
+        unverified = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_once)
     except LineRejected:
         raise
     except (ValueError, RecursionError):

@@ -211,6 +211,10 @@ async def add_partition(db: Connection, name: str, *, start: datetime, end: date
                 f"CREATE TABLE {name} PARTITION OF audit_events"
                 f" FOR VALUES FROM ('{start.isoformat()}') TO ('{end.isoformat()}')"
             )
+            await db.execute(
+                f"CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON {name}"
+                " FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_truncate()"
+            )
     except (asyncpg.CheckViolationError, asyncpg.LockNotAvailableError):
         return False
     except asyncpg.DuplicateTableError:  # another replica was faster

@@ -24,6 +24,7 @@ EXIT_CODES: dict[type[IdentityError], int] = {
     errors.ClientNotFound: 3,
     errors.SessionNotFound: 3,
     errors.UsernameTaken: 4,
+    errors.UserDisabled: 4,
     errors.RoleTaken: 4,
     errors.RoleBuiltIn: 4,
     errors.RoleInUse: 4,

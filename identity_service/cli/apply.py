@@ -101,7 +101,7 @@ def read(file: Path) -> Wanted:
     """
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        is_json = text.lstrip().startswith("{")
+        is_json = file.suffix == ".json" or text.lstrip().startswith("{")
         given = json.loads(text, object_pairs_hook=_without_repeats) if is_json else tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read ({error.strerror}).") from None
@@ -230,7 +230,7 @@ async def _match_role(db: Connection, name: str, scope: str, plan: Plan) -> None
         return
     if set(role.scopes) != set(scope.split()):
         await roles.set_scopes(db, name, scope=scope, by=operator(), now=utc_now())
-        plan.note("update", "role", name, scopes=(" ".join(role.scopes), " ".join(sorted(scope.split()))))
+        plan.note("update", "role", name, scopes=(" ".join(role.scopes), " ".join(sorted(set(scope.split())))))
 
 
 async def _match_client(

@@ -27,7 +27,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Moment = Annotated[datetime | None, typer.Option(help="In UTC, such as 2026-11-22T08:00:00.")]
 FOLLOW_SECONDS = 1.0
 _LOOK_BACK = 1000
-"""Events become visible when they are committed, which is not the order of their ids."""
+"""How many of the newest events are looked at again: they become visible when they are committed, which is not the
+order of their ids."""
 
 T = TypeVar("T")
 
@@ -73,9 +74,10 @@ def tail(
             _show_one(recorded, as_json=as_json)
         while True:
             seen = {recorded.id for recorded in latest}
+            looked_at = latest[_LOOK_BACK - 1].id if len(latest) >= _LOOK_BACK else 0
             await asyncio.sleep(FOLLOW_SECONDS)
             async with db.connection() as connection:
-                latest = await audit.list_events(connection, wanted, limit=_LOOK_BACK)
+                latest = await _newest(connection, wanted, down_to=looked_at)
             for recorded in latest[::-1]:
                 if recorded.id not in seen:
                     _show_one(recorded, as_json=as_json)
@@ -86,12 +88,25 @@ def tail(
         return
 
 
+async def _newest(db: Connection, wanted: EventFilter, *, down_to: int) -> list[RecordedEvent]:
+    """Return the events from that id on, however many there are, newest first."""
+    found: list[RecordedEvent] = []
+    before = None
+    while page := await audit.list_events(db, wanted, before_id=before, limit=_LOOK_BACK):
+        found += [recorded for recorded in page if recorded.id >= down_to]
+        before = page[-1].id
+        if before <= down_to or len(page) < _LOOK_BACK:
+            break
+    return found
+
+
 @app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="A new file; - for standard output.")] = Path("-"),
     *,
     since: Moment = None,
     until: Moment = None,
+    _as_json: Annotated[bool, typer.Option("--json", help="Write JSON, as it does without.")] = False,
 ) -> None:
     """Write events as JSON, one object a line, the oldest first. The export itself is recorded."""
     wanted = EventFilter(since=_utc(since), until=_utc(until))

@@ -102,6 +102,8 @@ def set_client(
     as_json: AsJson = False,
 ) -> None:
     """Replace what is given and keep the rest. An empty --audience means IDENTITY_AUDIENCE again."""
+    if grant is None and scope is None and audience is None and access_lifetime is None:
+        raise ConfigurationError("Nothing to change; pass --grant, --scope, --audience or --access-lifetime.")
     client = _transact(
         lambda db, settings: registration.update(
             db,

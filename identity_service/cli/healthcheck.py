@@ -2,6 +2,7 @@
 
 import http.client
 import sys
+from typing import Annotated
 
 import typer
 
@@ -11,7 +12,9 @@ TIMEOUT_SECONDS = 3
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
-def healthcheck() -> None:
+def healthcheck(
+    *, _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it does without.")] = False
+) -> None:
     """Exit 0 when the service at IDENTITY_BIND answers that it is ready, 1 otherwise."""
     settings = load().settings
     connection = http.client.HTTPConnection(

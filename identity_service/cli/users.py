@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeAlias, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeAlias, TypeVar
 
 import typer
 
@@ -124,7 +124,7 @@ def list_users(
     found = _transact(unit)
     shown = found[:limit]
     if as_json:
-        print_json([transfer.facts_of(user) for user, _ in shown])
+        print_json([_facts(user, standing) for user, standing in shown])
     else:
         width = max((len(user.username) for user, _ in shown), default=0)
         for user, standing in shown:
@@ -337,12 +337,15 @@ async def _hash(password: str, settings: Settings, *, username: str, email: str 
     )
 
 
-def _show(shown: Shown, *, as_json: bool) -> None:
-    user, standing = shown
-    facts = transfer.facts_of(user) | {
+def _facts(user: User, standing: Standing) -> dict[str, Any]:
+    return transfer.facts_of(user) | {
         "failures": standing.failures,
         "locked_until": standing.locked_until.isoformat() if standing.locked_until is not None else None,
     }
+
+
+def _show(shown: Shown, *, as_json: bool) -> None:
+    facts = _facts(*shown)
     if as_json:
         print_json(facts)
         return

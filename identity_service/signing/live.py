@@ -1,12 +1,13 @@
 """The keyring as a running process holds it: re-read when the folder changes, kept when it cannot be read."""
 
 import logging
+import threading
 from datetime import datetime, timedelta
 
 from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
 from identity_service.signing import jwks
-from identity_service.signing.key_files import KeyFolder
+from identity_service.signing.key_files import KeyChange, KeyFolder
 from identity_service.signing.keyring import Key, KeyState, TokenLifetimes
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class LiveKeyring:
         self.current = folder.read()
         self.unrecorded: list[tuple[Key, datetime]] = []
         """Keys that were promoted here, and when: the audit hears of them once the database is there."""
+        self._changing = threading.Lock()
+        """Without it a thread that read the folder before a change could put the old ring into force after it."""
         self._document: tuple[tuple[str, ...], jwks.JwksDocument] | None = None
 
     def jwks(self, now: datetime) -> jwks.JwksDocument:
@@ -58,6 +61,27 @@ class LiveKeyring:
         if self._document is None or self._document[0] != kids:
             self._document = kids, jwks.document(self.current, now)
         return self._document[1]
+
+    def rotate(self, *, now: datetime, at_once: bool) -> KeyChange:
+        """Promote the standby key as `keyring.rotated` says; here the change is in force when this returns.
+
+        Blocks on files, as `revoke` does: call it in a thread.
+        """
+        with self._changing:
+            change = self.folder.rotate(requested_at=now, now=now, publish_window=self.publish_window, at_once=at_once)
+            self._take_up(now)
+        return change
+
+    def revoke(self, kid: str, *, now: datetime) -> KeyChange:
+        """Withdraw one key as `keyring.revoked` says; nothing it signed is accepted here once this returns.
+
+        Raises:
+            KeyNotFound: there is none of this id.
+        """
+        with self._changing:
+            change = self.folder.revoke(kid, now=now)
+            self._take_up(now)
+        return change
 
     def tend(self, now: datetime) -> Key | None:
         """Take up a changed folder, rotate a key that is due, destroy private halves that are spent.
@@ -68,23 +92,27 @@ class LiveKeyring:
         stays in force; tokens already issued must not fail because a disk did.
         """
         promoted = None
-        try:
-            version = self.folder.version()
-            if version != self._version:
-                self.current, self._version = self.folder.read(self.current), version
-                log.info("keyring.changed", extra={"kids": [key.kid for key in self.current.published(now)]})
-            if due_since := self._rotation_due_since(now):
-                # Asked for at the moment it came due: a replica that has rotated since then has done it for us.
-                rotation = self.folder.rotate(
-                    requested_at=due_since, now=now, publish_window=self.publish_window, at_once=False
-                )
-                self.current, promoted = rotation.ring, rotation.key
-                log.info("keyring.rotation_scheduled", extra={"signs_from": self._scheduled_time(now)})
-            if self.folder.destroy_spent(self.current, now=now):
-                self.current = self.folder.read(self.current)
-        except (ConfigurationError, OSError) as error:
-            log.error("keyring.unreadable", extra={"detail": str(error)})  # noqa: TRY400 - the cause is in the text
+        with self._changing:
+            try:
+                self._take_up(now)
+                if due_since := self._rotation_due_since(now):
+                    # Asked for at the moment it came due: a replica that has rotated since then has done it for us.
+                    rotation = self.folder.rotate(
+                        requested_at=due_since, now=now, publish_window=self.publish_window, at_once=False
+                    )
+                    self.current, promoted = rotation.ring, rotation.key
+                    log.info("keyring.rotation_scheduled", extra={"signs_from": self._scheduled_time(now)})
+                if self.folder.destroy_spent(self.current, now=now):
+                    self.current = self.folder.read(self.current)
+            except (ConfigurationError, OSError) as error:
+                log.error("keyring.unreadable", extra={"detail": str(error)})  # noqa: TRY400 - the cause is in the text
         return promoted
+
+    def _take_up(self, now: datetime) -> None:
+        version = self.folder.version()
+        if version != self._version:
+            self.current, self._version = self.folder.read(self.current), version
+            log.info("keyring.changed", extra={"kids": [key.kid for key in self.current.published(now)]})
 
     def _rotation_due_since(self, now: datetime) -> datetime | None:
         standby = self.current.standby(now)

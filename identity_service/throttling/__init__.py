@@ -72,6 +72,8 @@ class Rule:
 
 # NIST SP 800-63B-4 3.2.2: no more than 100 in a row.
 ACCOUNT = Rule(free=5, longest=timedelta(minutes=15), locks_at=100)
+# Whoever guesses here has stolen an access token: the owner can log in anew, and then has another session.
+SESSION = Rule(free=5, longest=LOCK)
 # Secrets of clients are long and random: a flood is to be slowed, but a service that got the right one soon goes on.
 CLIENT = Rule(free=5, longest=timedelta(minutes=1))
 # There may be a whole company behind it.
@@ -112,6 +114,15 @@ def password_attempt(user_id: UUID | None, username: str, address: str | None, *
     """
     name = f"user {user_id}" if user_id is not None else f"name {username}"
     return Attempt(_counter("account", name, ACCOUNT), _place(address, exempt))
+
+
+def session_attempt(session_id: UUID) -> Attempt:
+    """Return what a wrong password is counted on that somebody who is signed in proves once more: their session alone.
+
+    Neither guesses at the login nor those from the same place keep the owner from changing the password; and a token
+    that was stolen makes nobody wait but its own session.
+    """
+    return Attempt(_counter("session", str(session_id), SESSION), None)
 
 
 def client_attempt(client_id: str, address: str | None, *, exempt: Networks) -> Attempt:

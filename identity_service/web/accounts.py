@@ -158,8 +158,9 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
     runtime, user = runtime_of(request), caller.user
     await _prove_again(runtime, caller, body.current_password)
     password_hash = await hash_new(runtime, body.new_password, username=user.username, email=user.email)
-    await runtime.database.transact(
-        lambda db: registration.change_password(
+
+    async def change(db: Connection) -> None:
+        await registration.change_password(
             db,
             user.id,
             password_hash=password_hash,
@@ -168,7 +169,9 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
             by=caller.actor,
             now=runtime.now(),
         )
-    )
+        await throttling.forgive(db, user.id, by=caller.actor, now=runtime.now())
+
+    await runtime.database.transact(change)
 
 
 @router.delete(
@@ -217,7 +220,7 @@ async def reset_password(request: Request, body: PasswordReset) -> None:
 async def _prove_again(runtime: Runtime, caller: Caller, password: str) -> None:
     """Raises: CurrentPasswordWrong, Throttled after too many that were, UserNotFound when the account has just gone."""
     user, by = caller.user, caller.actor
-    attempt = throttling.password_attempt(user.id, user.username, by.address, exempt=runtime.settings.throttle_exempt)
+    attempt = throttling.session_attempt(caller.claims.session_id)
     async with runtime.database.connection() as db:
         await throttling.check(db, attempt, now=runtime.now())
         credentials = await store.find_credentials_by_id(db, user.id)

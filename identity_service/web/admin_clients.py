@@ -3,14 +3,14 @@
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors
 from identity_service.clients import Client, registration
 from identity_service.shell import client_secret
 from identity_service.web.dependencies import Administrator, runtime_of
-from identity_service.web.paging import Listing, Scopes
+from identity_service.web.paging import Listing, Scopes, Whole
 from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
 from identity_service.web.strict_json import StrictRoute
 
@@ -32,7 +32,7 @@ _MOST_OVERLAP = int(registration.MOST_OVERLAP.total_seconds())
 
 
 class NewClient(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     client_id: Annotated[str, Field(max_length=64, examples=["batch-job"])]
     grants: Grants
@@ -45,7 +45,7 @@ class NewClient(BaseModel):
 class ClientChange(BaseModel):
     """What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     grants: Grants = []
     scopes: Scopes = []
@@ -56,7 +56,7 @@ class ClientChange(BaseModel):
 class SecretRotation(BaseModel):
     """For how many seconds the present secret works beside the new one."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     overlap: Annotated[int, Field(ge=0, le=_MOST_OVERLAP)] = 86400
 
@@ -104,7 +104,9 @@ class ClientWithSecret(ClientAnswer):
 
 
 @router.get("", responses=refusals(*ADMINISTERED))
-async def list_clients(request: Request, _caller: Administrator) -> Listing[ClientAnswer]:
+async def list_clients(
+    request: Request, _caller: Administrator, _query: Annotated[Whole, Query()]
+) -> Listing[ClientAnswer]:
     """Every client, all on one page."""
     async with runtime_of(request).database.connection() as db:
         found = await registration.list_all(db)

@@ -1,12 +1,11 @@
 """Administering the signing keys. What is shown of them are names, states and times, never numbers."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from identity_service import errors
@@ -14,7 +13,7 @@ from identity_service.database import Connection
 from identity_service.signing import recording
 from identity_service.signing.keyring import Keyring, KeyState
 from identity_service.web.dependencies import Administrator, runtime_of
-from identity_service.web.paging import Listing
+from identity_service.web.paging import Listing, Whole
 from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
 from identity_service.web.strict_json import StrictRoute
 
@@ -28,7 +27,7 @@ router = APIRouter(
 class Rotation(BaseModel):
     """`now` does not wait until every verifier can know the next key: for an active one that others may have."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     now: bool = False
 
@@ -43,25 +42,19 @@ class KeyAnswer(BaseModel):
 
 
 @router.get("", responses=refusals(*ADMINISTERED))
-async def list_keys(request: Request, caller: Administrator) -> Listing[KeyAnswer]:
+async def list_keys(request: Request, caller: Administrator, _query: Annotated[Whole, Query()]) -> Listing[KeyAnswer]:
     """Every key with its state and times, as `keys list --json` shows them."""
     return _show(runtime_of(request).keys.current, caller.now)
 
 
 @router.post("/rotate", responses=refusals(*ADMINISTERED, *JSON_BODY, errors.KeysUnavailable))
 async def rotate_keys(request: Request, caller: Administrator, body: Rotation | None = None) -> Listing[KeyAnswer]:
-    """Promote the standby key, as soon as every verifier can know it. Every process takes it up within seconds."""
-    keys, now = runtime_of(request).keys, caller.now
+    """Promote the standby key, as soon as every verifier can know it. Other processes take it up within seconds."""
+    runtime, now = runtime_of(request), caller.now
     at_once = body is not None and body.now
 
     async with _recorded(request) as db:
-        change = await asyncio.to_thread(
-            keys.folder.rotate,
-            requested_at=now,
-            now=now,
-            publish_window=keys.publish_window,
-            at_once=at_once,
-        )
+        change = await runtime.change_keys(lambda: runtime.keys.rotate(now=now, at_once=at_once), now=now)
         if change.key is not None:
             await recording.record_rotation(db, change.key, by=caller.actor, now=now)
     return _show(change.ring, now)
@@ -71,11 +64,14 @@ async def rotate_keys(request: Request, caller: Administrator, body: Rotation | 
 async def revoke_key(
     request: Request, caller: Administrator, kid: Annotated[str, Path(examples=["B" * 43])]
 ) -> Listing[KeyAnswer]:
-    """Withdraw a key at once, in an emergency: whoever holds tokens that it signed is logged out."""
-    keys, now = runtime_of(request).keys, caller.now
+    """Withdraw a key, in an emergency: whoever holds tokens that it signed is logged out.
+
+    At once where this is answered; other processes take it up within seconds.
+    """
+    runtime, now = runtime_of(request), caller.now
 
     async with _recorded(request) as db:
-        change = await asyncio.to_thread(keys.folder.revoke, kid, now=now)
+        change = await runtime.change_keys(lambda: runtime.keys.revoke(kid, now=now), now=now)
         if change.key is not None:
             await recording.record_revocation(db, change.key, by=caller.actor, now=now)
     return _show(change.ring, now)

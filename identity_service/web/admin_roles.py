@@ -3,13 +3,13 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors
 from identity_service.accounts import Role, roles
 from identity_service.web.dependencies import Administrator, runtime_of
-from identity_service.web.paging import Listing, Scopes
+from identity_service.web.paging import Listing, Scopes, Whole
 from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
 from identity_service.web.strict_json import StrictRoute
 
@@ -23,7 +23,7 @@ Name = Annotated[str, Path(examples=["clerk"])]
 
 
 class NewRole(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: Annotated[str, Field(max_length=64, examples=["clerk"])]
     scopes: Scopes = []
@@ -32,7 +32,7 @@ class NewRole(BaseModel):
 class RoleChange(BaseModel):
     """All the scopes that the role is to give. Sessions hear of it at their next refresh, or end."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     scopes: Scopes
     end_sessions: bool = False
@@ -53,7 +53,9 @@ class RoleAnswer(BaseModel):
 
 
 @router.get("", responses=refusals(*ADMINISTERED))
-async def list_roles(request: Request, _caller: Administrator) -> Listing[RoleAnswer]:
+async def list_roles(
+    request: Request, _caller: Administrator, _query: Annotated[Whole, Query()]
+) -> Listing[RoleAnswer]:
     """Every role, all on one page."""
     async with runtime_of(request).database.connection() as db:
         found = await roles.list_all(db)

@@ -52,7 +52,7 @@ class UserPage(Page):
 class UserCreation(BaseModel):
     """Without a password nobody can log in to the account until it was reset."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     username: Username
     password: Password | None = None
@@ -63,7 +63,7 @@ class UserCreation(BaseModel):
 class RoleAssignment(BaseModel):
     """All the roles that the user is to have. They hear of it at the next refresh, or have to log in again."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     roles: RoleNames
     end_sessions: bool = False
@@ -96,17 +96,22 @@ class StartedReset(BaseModel):
     expires_at: datetime
 
 
-@router.get("/users", responses=refusals(*ADMINISTERED, errors.CursorRejected))
+@router.get("/users", responses=refusals(*ADMINISTERED, errors.CursorRejected, errors.RoleNotFound))
 async def list_users(
     request: Request, caller: Administrator, page: Annotated[UserPage, Query()]
-) -> Listing[AdministeredUser]:
-    """The users in the order of their usernames."""
+) -> Listing[UserWithStanding]:
+    """The users in the order of their usernames, and who of them is locked out."""
     after = paging.position(request, caller, page)
     async with runtime_of(request).database.connection() as db:
+        if page.role is not None:
+            await roles.find(db, page.role)
         found = await registration.search(db, page.search, role=page.role, after=after, limit=page.limit + 1)
-    return paging.listing(
-        request, caller, page, found, show=AdministeredUser.of, position_of=lambda user: user.username
-    )
+        standings = await throttling.standings(db, [user.id for user in found], now=caller.now)
+
+    def show(user: User) -> UserWithStanding:
+        return UserWithStanding.standing(user, standings[user.id])
+
+    return paging.listing(request, caller, page, found, show=show, position_of=lambda user: user.username)
 
 
 @router.post(
@@ -232,7 +237,11 @@ async def set_user_roles(
     return AdministeredUser.of(user)
 
 
-@router.post("/users/{user_id}/password-reset", status_code=201, responses=refusals(*ADMINISTERED, errors.UserNotFound))
+@router.post(
+    "/users/{user_id}/password-reset",
+    status_code=201,
+    responses=refusals(*ADMINISTERED, errors.UserNotFound, errors.UserDisabled),
+)
 async def start_password_reset(request: Request, caller: Administrator, user_id: UserId) -> StartedReset:
     """Let the user set another password. An earlier reset becomes void; the present password goes on until then."""
     token = reset_token()

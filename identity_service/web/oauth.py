@@ -3,6 +3,7 @@
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from itertools import chain
@@ -143,7 +144,16 @@ async def _prove_client(request: Request, client_id: str, secret: str) -> Client
             await throttling.admit(db, replace(attempt, place=None), now=runtime.now())
     except errors.ClientRejected as error:
         subject = Subject("client", client_id) if error.detail != "unknown_client" else None
-        await grants.count_failure(runtime, attempt, Event.CLIENT_LOGIN, subject, error, by=by)
+        try:
+            await grants.count_failure(runtime, attempt, Event.CLIENT_LOGIN, subject, error, by=by)
+        except errors.Throttled:
+            if subject is not None:
+                # It may be the place alone that is blocked, where the right secret is let in. Guesses at it count, or
+                # there would be no end to them. A client that nobody has is not found by guessing, and fills no table.
+                with suppress(errors.Throttled):
+                    at_client = replace(attempt, place=None)
+                    await grants.count_failure(runtime, at_client, Event.CLIENT_LOGIN, subject, error, by=by)
+            raise
         raise
     return client
 

@@ -43,6 +43,12 @@ class Page(BaseModel):
     ] = None
 
 
+class Whole(BaseModel):
+    """What a list takes that has no filters and comes on one page: nothing, and another parameter is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class Listing(BaseModel, Generic[Answer]):
     """A page of a list. `next_cursor` is null on the last one."""
 

@@ -26,6 +26,7 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.ResetTokenInvalid: (400, "reset_token_invalid"),
     errors.CurrentPasswordWrong: (403, "current_password_wrong"),
     errors.UserNotFound: (404, "user_not_found"),
+    errors.UserDisabled: (409, "user_disabled"),
     errors.RoleNotFound: (404, "role_not_found"),
     errors.RoleTaken: (409, "role_taken"),
     errors.RoleBuiltIn: (409, "role_built_in"),

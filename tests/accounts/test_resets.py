@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from identity_service.accounts import registration, resets
-from identity_service.errors import UserNotFound
+from identity_service.errors import UserDisabled, UserNotFound
 from identity_service.shell import reset_token
 from tests.conftest import PASSWORD, TESTER, Account, Api, bearer
 from tests.web.answers import problem, seen
@@ -98,8 +98,10 @@ async def followed_by_disabling_and_enabling(api: Api, alice: Account) -> str:
 
 
 async def of_a_disabled_account(api: Api, alice: Account) -> str:
-    await api.database.transact(lambda db: registration.disable(db, UUID(alice.id), by=TESTER, now=api.clock()))
-    return await start(alice)
+    """However it came to be: disabling makes the token void, and for who is disabled none is started."""
+    token = await start(alice)
+    await api.scalar("UPDATE users SET disabled_at = now()")
+    return token
 
 
 async def of_a_deleted_account(api: Api, alice: Account) -> str:
@@ -219,6 +221,22 @@ async def test_an_account_without_a_password_gets_one(api):
 async def test_nobody_resets_the_password_of_nobody(api):
     with pytest.raises(UserNotFound):
         await start(Account(api, str(UUID(int=1)), "alice", ""))
+
+
+async def test_for_a_disabled_account_no_reset_is_started(api, alice):
+    """Its token could not work. Of two at once the disabling has the last word."""
+    for _ in range(10):
+        disabling = api.database.transact(
+            lambda db: registration.disable(db, UUID(alice.id), by=TESTER, now=api.clock())
+        )
+        await asyncio.gather(start(alice), disabling, return_exceptions=True)
+        assert await api.scalar("SELECT count(*) FROM password_resets") == 0
+        with pytest.raises(UserDisabled):
+            await start(alice)
+        await api.database.transact(lambda db: registration.enable(db, UUID(alice.id), by=TESTER, now=api.clock()))
+    assert await api.scalar("SELECT count(*) FROM password_resets") == 0
+    await finish(api, await start(alice))
+    assert await password_works(api, NEW_PASSWORD)
 
 
 async def test_a_reset_is_recorded_at_its_start_and_at_its_end(api, alice):

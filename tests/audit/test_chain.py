@@ -190,6 +190,20 @@ async def test_old_months_go_and_the_chain_goes_on_from_there(database):
     assert (await look(database)).problems
 
 
+async def test_nothing_is_emptied_by_a_slip_and_old_months_go_all_the_same(database):
+    """TRUNCATE asks no trigger that looks at rows. The partitions of the migration, and those that were made later."""
+    then = datetime(2031, 1, 15, tzinfo=UTC)
+    async with database.connection() as db:
+        await chain.add_partitions(db, now=then)
+        partitions = await store.list_partitions(db)
+    assert {"audit_events_default", "audit_events_2031_01", "audit_events_2031_02"} < set(partitions)
+    for table in ("audit_events", *partitions):
+        with pytest.raises(StatementFailed, match="append-only"):
+            await value(database, f"TRUNCATE {table}")
+    later = then + timedelta(days=90)
+    assert "audit_events_2031_01" in await drop(database, later, later)
+
+
 async def test_a_month_with_events_outside_of_the_chain_is_kept(database):
     then = datetime(2031, 1, 15, tzinfo=UTC)
     async with database.connection() as db:

@@ -113,6 +113,19 @@ def test_json_of_the_same_shape_from_standard_input(command: Command):
     assert command("apply", "-", stdin=json.dumps(given)).out == "create        role clerk\n"
 
 
+def test_a_json_file_that_holds_no_object_is_told_so(command: Command, tmp_path: Path):
+    (tmp_path / "identity.json").write_text("[]")
+    refused = command("apply", str(tmp_path / "identity.json"))
+    assert refused.code == 2
+    assert refused.err.endswith("identity.json must be a table.\n")
+
+
+def test_what_stands_twice_in_the_file_is_shown_once(command: Command):
+    command("apply", "-", stdin='roles.clerk.scopes = ["orders:write"]')
+    changed = command("apply", "-", stdin='roles.clerk.scopes = ["orders:read", "orders:read"]')
+    assert changed.out.endswith("scopes: orders:write -> orders:read\n")
+
+
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [

@@ -2,9 +2,15 @@
 
 import asyncio
 import json
+import os
+import queue
+import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -43,6 +49,57 @@ def test_tail_tells_details_and_finds_by_actor_and_time(command: Command):
         assert len(json.loads(command("audit", "tail", *arguments, "--json").out)) == found, arguments
 
 
+@pytest.fixture
+def following(environment: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process that follows, and has begun to."""
+    program = [sys.executable, "-m", "identity_service", "audit", "tail", "--follow", "--json", "--lines", "0"]
+    environment = {"PATH": os.environ["PATH"], **environment}
+    with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.send_signal(signal.SIGINT)
+
+
+INSERT = """
+    INSERT INTO audit_events (occurred_at, event, outcome, actor_kind, subject_id)
+    SELECT now(), 'user.login', 'success', 'user', n::text FROM generate_series($1::integer, $2::integer) AS n
+"""
+
+
+def test_following_shows_every_event_also_when_thousands_come_between_two_looks(
+    following: "subprocess.Popen[str]", database_url: str
+):
+    shown: queue.Queue[str] = queue.Queue()
+
+    def pass_on() -> None:
+        for line in following.stdout or ():
+            shown.put(line)
+
+    threading.Thread(target=pass_on, daemon=True).start()
+
+    async def insert(first: int, last: int) -> None:
+        connection = await asyncpg.connect(database_url)
+        await connection.execute(INSERT, first, last)
+        await connection.close()
+
+    def take(first: int, last: int) -> None:
+        subjects = [json.loads(shown.get(timeout=30))["subject_id"] for _ in range(first, last + 1)]
+        assert subjects == [str(number) for number in range(first, last + 1)]
+
+    begun = 0
+    while shown.empty():  # until it looks
+        begun += 1
+        asyncio.run(insert(begun, begun))
+        time.sleep(0.5)
+    first = int(json.loads(shown.get(timeout=30))["subject_id"])
+    take(first + 1, begun)
+    for last in (begun + 2500, begun + 2501, begun + 4700):
+        asyncio.run(insert(begun + 1, last))
+        take(begun + 1, last)
+        begun = last
+    time.sleep(2.5)
+    assert shown.empty(), "nothing twice"
+
+
 def test_export_writes_a_line_for_each_event_into_a_file_that_only_its_owner_reads(command: Command, tmp_path):
     command("users", "create", "alice", "--password-stdin", stdin=PASSWORD)
     file = tmp_path / "events.jsonl"
@@ -54,6 +111,7 @@ def test_export_writes_a_line_for_each_event_into_a_file_that_only_its_owner_rea
     assert "File exists" in again.err
     everything = command("audit", "export").out.splitlines()
     assert [json.loads(line)["event"] for line in everything] == ["user.created", "audit.exported"]
+    assert command("audit", "export", "--json").out.splitlines()[:2] == everything
     assert command("audit", "export", "--until", "2020-01-01T00:00:00").out == ""
 
 

@@ -128,6 +128,7 @@ def test_users_show_tells_of_a_lock_and_unlock_ends_it(command: Command, databas
     assert datetime.fromisoformat(locked["locked_until"]) > utc_now()
     assert locked["locked_until"] in command("users", "show", "alice").out
     assert command("users", "list").out.endswith("  -  (locked)\n")
+    assert json.loads(command("users", "list", "--json").out) == [locked]
     assert json.loads(command("users", "unlock", "ALICE", "--json").out) == user
     assert command("users", "list").out.endswith("  -\n")
     assert json.loads(command("users", "show", "alice", "--json").out) == user
@@ -323,6 +324,9 @@ def test_clients_set_rotate_secret_disable_enable_delete(command: Command):
     changed = json.loads(command("clients", "set", "robot", "--scope", "a", "--access-lifetime", "0", "--json").out)
     assert (changed["scopes"], changed["audience"], changed["access_lifetime"]) == (["a"], ["orders"], None)
     assert json.loads(command("clients", "set", "robot", "--audience", "", "--json").out)["audience"] == []
+    nothing = command("clients", "set", "robot")
+    assert (nothing.code, nothing.out) == (2, "")
+    assert nothing.err.startswith("identity-service: Nothing to change; pass --grant, ")
     for overlap, kept in (((), True), (("--overlap", "5"), True), (("--overlap", "0"), False)):
         rotated = json.loads(command("clients", "rotate-secret", "robot", *overlap, "--json").out)
         assert rotated["client_secret"].startswith("ids_")
@@ -339,7 +343,7 @@ def test_clients_set_rotate_secret_disable_enable_delete(command: Command):
     ("arguments", "code"),
     [
         (("show", "nobody"), 3),
-        (("set", "nobody"), 3),
+        (("set", "nobody", "--scope", "a"), 3),
         (("rotate-secret", "nobody"), 3),
         (("disable", "nobody"), 3),
         (("enable", "nobody"), 3),

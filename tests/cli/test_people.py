@@ -56,6 +56,10 @@ def test_users_reset_password_prints_a_token_once(people: Command):
     assert len(plain.out) == 44
     assert "POST /password-reset" in plain.err
     assert people("users", "reset-password", "nobody").code == 3
+    people("users", "disable", "alice")
+    refused = people("users", "reset-password", "alice")
+    assert (refused.code, refused.out) == (4, "")
+    assert refused.err == "identity-service: This account is disabled; enable it first.\n"
 
 
 async def begin_session(url: str, username: str) -> str:

@@ -267,6 +267,8 @@ def test_the_healthcheck_command_tells_ready_from_not(running: Service):
     check = [sys.executable, "-m", "identity_service", "healthcheck"]
     healthy = subprocess.run(check, env=running.environment, capture_output=True, text=True, check=False)
     assert (healthy.returncode, healthy.stdout) == (0, '{"status":"ok","missing":[]}\n')
+    asked = subprocess.run([*check, "--json"], env=running.environment, capture_output=True, text=True, check=False)
+    assert (asked.returncode, asked.stdout) == (0, healthy.stdout)
     elsewhere = running.environment | {"IDENTITY_BIND": f"127.0.0.1:{free_port()}"}
     gone = subprocess.run(check, env=elsewhere, capture_output=True, text=True, check=False)
     assert gone.returncode == 1

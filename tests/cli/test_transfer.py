@@ -183,6 +183,13 @@ def test_bytes_that_are_no_text_are_one_wrong_line(command: Command, tmp_path: P
     assert report["problems"] == [{"line": 1, "problem": "It is not JSON in UTF-8."}]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(command: Command, tmp_path: Path):
+    """Some editors and exports write one; RFC 8259 8.1 lets it be ignored."""
+    (tmp_path / "users.jsonl").write_bytes(b"\xef\xbb\xbf" + jsonl([ALICE]).encode())
+    outcome = command("users", "import", str(tmp_path / "users.jsonl"), "--json")
+    assert (outcome.code, json.loads(outcome.out)["imported"]) == (0, 1), outcome.out
+
+
 def test_what_repeats_or_exists_already_is_a_conflict_and_nothing_or_the_rest_is_imported(command: Command, ask):
     assert shown(command, stdin=jsonl([ALICE]))[0] == 0
     other_id = "11111111-1111-4111-8111-111111111111"

@@ -1,12 +1,13 @@
 """A running process follows the folder, rotates what is due, and keeps what it has when the folder fails."""
 
+import threading
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from identity_service.signing.key_files import KeyFolder
-from identity_service.signing.keyring import TokenLifetimes
+from identity_service.signing.keyring import Keyring, TokenLifetimes
 from identity_service.signing.live import LiveKeyring
 from tests.conftest import START
 
@@ -32,6 +33,38 @@ def test_a_rotation_by_another_process_is_taken_up(folder):
     keys.tend(DAY)
     assert keys.current.signer(DAY).kid == ring.signer(DAY).kid
     assert keys.jwks(DAY).etag != before.etag
+
+
+def test_what_is_asked_for_here_is_in_force_at_once(folder):
+    keys = live(folder)
+    first, second = (key.kid for key in keys.current.published(DAY))
+    promoted = keys.rotate(now=DAY, at_once=False)
+    assert promoted.key is not None
+    assert (promoted.key.kid, keys.current.signer(DAY).kid) == (second, second)
+    keys.revoke(second, now=DAY)
+    assert keys.current.verification_key(second, DAY) is None
+    assert keys.current.verification_key(first, DAY) is not None
+    assert keys.current == folder.read()
+
+
+def test_a_look_that_began_before_a_revocation_does_not_bring_the_key_back(folder, monkeypatch):
+    keys = live(folder)
+    kid = keys.current.signer(DAY).kid
+    folder.rotate(requested_at=DAY, now=DAY, publish_window=WINDOW, at_once=False)
+    read, revoking = KeyFolder.read, threading.Thread(target=lambda: keys.revoke(kid, now=DAY))
+
+    def slowly(self: KeyFolder, previous: Keyring | None = None) -> Keyring:
+        ring = read(self, previous)
+        if not revoking.ident:
+            revoking.start()
+            revoking.join(0.5)
+        return ring
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeyFolder, "read", slowly)
+        keys.tend(DAY)
+        revoking.join()
+    assert keys.current.verification_key(kid, DAY) is None
 
 
 def test_an_unchanged_folder_is_not_read_again(folder, monkeypatch):

@@ -16,7 +16,7 @@ import pytest
 from identity_service.accounts.hashing import STEP
 from identity_service.app import _prune
 from identity_service.errors import Throttled
-from identity_service.throttling import ACCOUNT, ADDRESS, password_attempt, token_attempt
+from identity_service.throttling import ACCOUNT, ADDRESS, CLIENT, password_attempt, session_attempt, token_attempt
 from tests.conftest import PASSWORD, Account, Api, StartApi, bearer, register, run_api
 from tests.throttling.conftest import asking_from, with_failures
 
@@ -122,30 +122,75 @@ async def test_a_login_is_slowed_after_five_failures_and_goes_on_when_told(api, 
 
 @pytest.mark.parametrize("route", SIGNED_IN)
 async def test_a_stolen_access_token_is_no_place_to_guess_the_password(api, alice, stranger, route):
-    """The same counter as a login's: neither makes up for the other."""
-    token = (await alice.log_in())["access_token"]
-    assert await fail(stranger, by_token, "alice", 3) == [400] * 3
-    assert [(await signed_in(stranger, route, token, WRONG)).status_code for _ in range(3)] == [403] * 3
-    assert_throttled(await signed_in(stranger, route, token, WRONG), 1)
-    assert_throttled(await signed_in(stranger, route, token, PASSWORD), 1)
-    assert_throttled(await by_token(stranger, "alice", PASSWORD), 1)
+    """From wherever it is used, and with whatever token of the same session."""
+    tokens = await alice.log_in()
+    assert [(await signed_in(stranger, route, tokens["access_token"], WRONG)).status_code for _ in range(6)] == [
+        403
+    ] * 6
+    refreshed = (await api.refresh(tokens["refresh_token"])).json()["access_token"]
+    async with asking_from(api.app, "198.51.100.1") as elsewhere:
+        for http, token in (
+            (stranger, tokens["access_token"]),
+            (elsewhere, tokens["access_token"]),
+            (stranger, refreshed),
+        ):
+            for password in (WRONG, PASSWORD):
+                assert_throttled(await signed_in(http, route, token, password), 1)
     api.clock.advance(seconds=1)
+    assert (await signed_in(stranger, route, refreshed, WRONG)).status_code == 403
+    assert_throttled(await signed_in(stranger, route, refreshed, PASSWORD), 2)
+    api.clock.advance(seconds=2)
+    assert (await signed_in(stranger, route, refreshed, PASSWORD)).status_code == 204
+
+
+@pytest.mark.parametrize("route", SIGNED_IN)
+async def test_whoever_guesses_with_a_stolen_token_does_not_keep_the_owner_out(api, alice, stranger, route):
+    """Neither at the login, nor in any session but the one that it was stolen from."""
+    stolen, own = (await alice.log_in())["access_token"], (await alice.log_in())["access_token"]
+    for _ in range(6):
+        await signed_in(stranger, route, stolen, WRONG)
+    assert_throttled(await signed_in(stranger, route, stolen, PASSWORD), 1)
+    assert (await by_token(stranger, "alice", PASSWORD)).status_code == 200
+    assert (await signed_in(stranger, route, own, PASSWORD)).status_code == 204
+
+
+@pytest.mark.parametrize("route", SIGNED_IN)
+async def test_whoever_guesses_at_the_login_does_not_keep_the_owner_from_changing_the_password(
+    api, alice, stranger, route
+):
+    """Nor from the same address: a session that lives goes on."""
+    token = (await alice.log_in())["access_token"]
+    await fail(stranger, by_token, "alice")
+    await with_failures(api.database, token_attempt("203.0.113.7", exempt=()), 200, blocked_for=timedelta(minutes=1))
+    assert_throttled(await by_token(stranger, "alice", PASSWORD), 60)
+    assert (await signed_in(stranger, route, token, WRONG)).status_code == 403
     assert (await signed_in(stranger, route, token, PASSWORD)).status_code == 204
 
 
-async def test_another_username_does_not_make_an_account_a_new_one(api, alice, stranger):
-    """A stolen access token can change the name; the failures stay with the account."""
+async def test_a_new_password_opens_a_login_that_was_guessed_at(api, alice, stranger):
+    """What was counted were guesses at the old one. It is recorded, as an administrator's unlocking is."""
     token = (await alice.log_in())["access_token"]
-    for name in ("bertha", "carla", "alice", "dora"):
+    await fail(stranger, by_token, "alice")
+    assert (await signed_in(stranger, "PUT /users/me/password", token, PASSWORD)).status_code == 204
+    assert (await by_token(stranger, "alice", NEW)).status_code == 200
+    assert await api.scalar("SELECT details->>'failures' FROM audit_events WHERE event = 'user.unlocked'") == "6"
+
+
+async def test_another_username_does_not_make_an_account_a_new_one(api, alice, stranger):
+    """A stolen access token can change the name; the failures stay with the account, and with the session."""
+    token = (await alice.log_in())["access_token"]
+    for name in ("bertha", "carla", "alice", "dora", "emma", "flora"):
         await stranger.patch("/users/me", json={"username": name}, headers=bearer(token))
         await signed_in(stranger, "DELETE /users/me", token, WRONG)
         await by_token(stranger, name, WRONG)
     assert_throttled(await signed_in(stranger, "DELETE /users/me", token, PASSWORD), 1)
+    assert_throttled(await by_token(stranger, "flora", PASSWORD), 1)
 
 
 async def test_a_refused_new_password_does_not_tell_more_about_the_old_one_than_a_login(api, alice, stranger):
     token = (await alice.log_in())["access_token"]
-    await fail(stranger, by_token, "alice")
+    for _ in range(6):
+        await signed_in(stranger, "PUT /users/me/password", token, WRONG)
     body = {"current_password": PASSWORD, "new_password": "short"}
     assert_throttled(await stranger.put("/users/me/password", json=body, headers=bearer(token)), 1)
 
@@ -213,6 +258,8 @@ async def test_a_guess_that_meets_a_block_is_answered_at_the_same_moment_right_o
     guess = asyncio.ensure_future(attempt(stranger, "alice", password))
     await asyncio.to_thread(verifying.wait, 30)
     counted = password_attempt(UUID(alice.id), "alice", "203.0.113.7", exempt=())
+    if route not in LOGINS:
+        counted = session_attempt(await api.scalar("SELECT id FROM sessions"))
     await with_failures(api.database, counted, 50, blocked_for=timedelta(minutes=1))
     gate.set()
     assert_throttled(await guess, 60)
@@ -240,6 +287,44 @@ async def test_whoever_guesses_from_an_address_does_not_keep_out_the_services_be
     assert right.status_code != 429
     assert right.status_code == 200 or right.json()["error"] == "invalid_grant", "the client was let in"
     assert_throttled(await CLIENTS[route](stranger, "orders", WRONG), 1)
+
+
+@pytest.mark.parametrize("route", CLIENTS)
+async def test_a_blocked_address_is_no_place_to_guess_a_clients_secret(api, stranger, route):
+    """The right one is let in from there: the wrong ones must count, and are recorded until the client waits."""
+    orders = await register(api, "orders", grants=["client_credentials", "password", "refresh_token"], first_party=True)
+    elsewhere = await register(api, "invoices")
+    place = token_attempt("203.0.113.7", exempt=())
+    await with_failures(api.database, place, ADDRESS.free + 6, blocked_for=timedelta(seconds=32))
+    for _ in range(20):
+        assert_throttled(await CLIENTS[route](stranger, "orders", WRONG), 32)
+    recorded = "SELECT count(*) FROM audit_events WHERE event = 'client.login' AND subject_id = 'orders'"
+    assert await api.scalar(recorded) == CLIENT.free + 1
+    assert_throttled(await CLIENTS[route](stranger, "orders", orders.secret), 1)
+    assert (await by_client_at_revoke(stranger, "invoices", elsewhere.secret)).status_code == 200, "a client beside it"
+    async with asking_from(api.app, "198.51.100.1") as other_place:
+        assert (await by_client_at_revoke(other_place, "orders", orders.secret)).status_code == 200
+    api.clock.advance(seconds=1)
+    assert (await by_client_at_revoke(stranger, "orders", orders.secret)).status_code == 200
+    tally = await api.scalar("SELECT failures FROM throttles WHERE key = $1", place.counters[0].key)
+    assert tally == ADDRESS.free + 6, "what meets a block does not make it longer"
+
+
+async def test_a_blocked_address_fills_no_table_with_clients_that_nobody_has(api, stranger):
+    await with_failures(api.database, token_attempt("203.0.113.7", exempt=()), 200, blocked_for=timedelta(minutes=1))
+    before = await api.scalar("SELECT count(*) FROM audit_events")
+    for number in range(10):
+        assert_throttled(await by_client_at_revoke(stranger, f"client{number}", WRONG), 60)
+    assert await api.scalar("SELECT count(*) FROM throttles") == 1
+    assert await api.scalar("SELECT count(*) FROM audit_events") == before
+
+
+async def test_of_many_secrets_at_once_from_a_blocked_address_six_are_looked_at(api, stranger):
+    await register(api, "orders")
+    await with_failures(api.database, token_attempt("203.0.113.7", exempt=()), 200, blocked_for=timedelta(minutes=1))
+    answers = await asyncio.gather(*(by_client_at_revoke(stranger, "orders", WRONG) for _ in range(60)))
+    assert {answer.status_code for answer in answers} <= {429, 503}
+    assert await api.scalar("SELECT failures FROM throttles ORDER BY failures LIMIT 1") == CLIENT.free + 1
 
 
 async def test_every_route_that_takes_a_clients_secret_says_in_its_description_how_it_slows_down(api, stranger):

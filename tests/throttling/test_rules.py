@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from identity_service.throttling import ACCOUNT, ADDRESS, CLIENT, FORGOTTEN_AFTER, LOCK, Rule, prefix
+from identity_service.throttling import ACCOUNT, ADDRESS, CLIENT, FORGOTTEN_AFTER, LOCK, SESSION, Rule, prefix
 from identity_service.throttling.store import Tally
 from tests.conftest import START
 
-RULES = {"account": ACCOUNT, "client": CLIENT, "address": ADDRESS}
+RULES = {"account": ACCOUNT, "session": SESSION, "client": CLIENT, "address": ADDRESS}
 NOTHING = Tally(0, START, START)
 SECOND = timedelta(seconds=1)
 
@@ -37,14 +37,15 @@ def test_a_delay_never_falls_and_never_exceeds_its_bound(rule, failures):
     assert rule.delay(failures) <= (LOCK if rule.locks_at is not None else rule.longest)
 
 
+@pytest.mark.parametrize("rule", [ACCOUNT, SESSION], ids=["account", "session"])
 @given(pauses=st.lists(st.floats(0, 3 * 86400), max_size=150))
-def test_no_patience_gets_more_than_a_hundred_guesses_in_a_row_without_a_day_between(pauses):
+def test_no_patience_gets_more_than_a_hundred_guesses_in_a_row_without_a_day_between(rule, pauses):
     """NIST SP 800-63B-4 3.2.2, for whoever waits exactly as long as told, or longer, before each guess."""
     tally, now, waited = NOTHING, START, []
     for pause in pauses:
         waited.append(max(tally.blocked_until - now, timedelta(seconds=pause)))
         now += waited[-1]
-        tally = ACCOUNT.one_more(tally, now)
+        tally = rule.one_more(tally, now)
     assert all(max(waited[start : start + 101]) >= LOCK for start in range(max(0, len(waited) - 100)))
 
 

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import re
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 import httpx2
+import jwt
 import pytest
 import schemathesis
 
@@ -18,6 +21,7 @@ from identity_service.accounts import registration, roles
 from identity_service.app import _tend_keys
 from identity_service.clients import registration as clients
 from identity_service.errors import DatabaseUnavailable
+from identity_service.revocation.feed import News
 from identity_service.shell import client_secret
 from identity_service.tokens import jws
 from identity_service.web.dependencies import PUBLIC
@@ -419,6 +423,14 @@ async def test_an_id_is_found_in_upper_case_too(root, bob):
 # Users
 
 
+async def test_for_a_disabled_account_no_reset_is_started(api, root, bob):
+    await root("POST", f"/admin/users/{bob.id}/disable")
+    before = await everything(api)
+    refused = await root("POST", f"/admin/users/{bob.id}/password-reset")
+    assert seen(refused) == problem(409, "user_disabled", "This account is disabled; enable it first.")
+    assert await everything(api) == before
+
+
 async def test_an_account_is_made_shown_changed_and_deleted(api, root):
     made = await root("POST", "/admin/users", {"username": "Carol", "password": NEW_PASSWORD, "email": "c@example.com"})
     assert made.status_code == 201
@@ -460,6 +472,8 @@ async def test_an_administrator_sees_who_is_locked_out_and_unlocks(root, bob):
     assert (await api.token(**login, password=bob.password)).status_code == 429
     shown = (await root("GET", place)).json()
     assert (shown["failures"], shown["locked_until"]) == (6, "2026-11-22T12:00:01Z")
+    listed = {user["username"]: user for user in (await root.get("/admin/users"))["items"]}
+    assert (listed["bob"], listed["root"]["failures"]) == (shown, 0)
     unlocked = (await root("POST", f"{place}/unlock")).json()
     assert (unlocked["failures"], unlocked["locked_until"]) == (0, None)
     assert (await api.token(**login, password=bob.password)).status_code == 200
@@ -541,6 +555,37 @@ async def test_every_body_of_an_administrator_is_read_strictly(api, root, bob):
             headers = bearer(root.token) | {"Content-Type": media_type}
             answer = await api.http.request(method, address, content=body.encode(), headers=headers)
             assert answer.status_code == expected, (method, path, body, answer.text)
+
+
+MISREAD: dict[str, list[Any]] = {
+    "boolean": [1, 0, "yes", "true", 1.0],
+    "integer": [True, "300", 300.0, "1e2"],
+    "string": [1, True],
+    "array": ["a b", {"a": "b"}],
+}
+
+
+async def test_no_member_is_taken_for_one_of_another_type(api, root, bob):
+    """What the description says is what is taken: `{"overlap": true}` is not a second."""
+    places = {"user_id": bob.id, "name": "clerk", "client_id": "batch-job"}
+    await create_role(api, "clerk")
+    await create_client(api)
+    before, asked = await everything(api), set()
+    description = (await api.http.get("/openapi.json")).json()
+    for (method, path), row in ADMIN_ROUTES.items():
+        if (body := description["paths"][path][method.lower()].get("requestBody")) is None:
+            continue
+        named = re.search(r"#/components/schemas/(\w+)", json.dumps(body))
+        assert named is not None
+        for member, schema in description["components"]["schemas"][named[1]]["properties"].items():
+            types = {one.get("type") for one in schema.get("anyOf", [schema])} - {"null"}
+            for misread in MISREAD[types.pop()]:
+                answer = await root(method, path.format(**places), (row.body or {}) | {member: misread})
+                assert answer.status_code == 422, (method, path, member, misread)
+                assert [error["pointer"] for error in answer.json()["errors"]] == [f"/{member}"]
+            asked.add(member)
+    assert asked >= {"overlap", "access_lifetime", "first_party", "now", "end_sessions", "scopes", "roles"}
+    assert await everything(api) == before
 
 
 # Roles
@@ -752,12 +797,46 @@ async def test_keys_are_shown_rotated_and_revoked_without_their_numbers(api, roo
     assert {key["state"] for key in at_once if key["kid"] == standby["kid"]} == {"active"}
     revoked = (await root("POST", f"/admin/keys/{active['kid']}/revoke")).json()["items"]
     assert {key["state"] for key in revoked if key["kid"] == active["kid"]} == {"revoked"}
-    await _tend_keys(api.runtime)
     assert (await root("GET", "/admin/keys")).status_code == 401, "its own token was signed with that key"
     told = await api.scalar(
         "SELECT array_agg(event || ' ' || subject_id ORDER BY id) FROM audit_events WHERE subject_kind = 'key'"
     )
     assert told == [f"key.rotated {standby['kid']}"] * 2 + [f"key.revoked {active['kid']}"]
+
+
+async def test_a_key_that_was_revoked_signs_and_opens_nothing_after_the_answer(api, alice, root):
+    """Not only when the folder is looked at the next time."""
+    tokens = await alice.log_in()
+    with api.runtime.revocations.follow() as follower:
+        active = api.keys.current.signer(api.clock()).kid
+        assert (await root("POST", f"/admin/keys/{active}/revoke")).status_code == 200
+        assert await follower.next(within=0) is News.KEYS
+    assert (await api.me(tokens["access_token"])).status_code == 401
+    assert (await api.refresh(tokens["refresh_token"])).json()["error"] == "invalid_grant"
+    assert active not in [key["kid"] for key in (await api.http.get("/.well-known/jwks.json")).json()["keys"]]
+    fresh = await alice.log_in()
+    assert jwt.get_unverified_header(fresh["access_token"])["kid"] != active
+    assert (await api.me(fresh["access_token"])).status_code == 200
+
+
+async def test_a_key_that_was_promoted_at_once_signs_after_the_answer(api, alice, root):
+    standby = next(key["kid"] for key in (await root.get("/admin/keys"))["items"] if key["state"] == "standby")
+    api.clock.advance(seconds=1)
+    with api.runtime.revocations.follow() as follower:
+        assert (await root("POST", "/admin/keys/rotate", {"now": True})).status_code == 200
+        assert await follower.next(within=0) is News.KEYS
+    assert jwt.get_unverified_header((await alice.log_in())["access_token"])["kid"] == standby
+
+
+async def test_a_revoked_key_is_out_of_force_although_nobody_could_write_it_down(api, root):
+    """The folder has changed by then, and no transaction holds it."""
+    active = api.keys.current.signer(api.clock()).kid
+    await api.scalar("ALTER TABLE audit_events RENAME TO away")
+    try:
+        assert (await root("POST", f"/admin/keys/{active}/revoke")).status_code >= 500
+        assert (await root("GET", "/admin/keys")).status_code == 401
+    finally:
+        await api.scalar("ALTER TABLE away RENAME TO audit_events")
 
 
 async def test_revoking_a_key_that_is_none_or_revoked_is_no_event(api, root):
@@ -842,6 +921,7 @@ async def test_pages_of_any_length_show_every_user_once(api, root, limit):
     [
         ("al", ["al_ice", "alan", "bob"]),
         ("AL", ["al_ice", "alan", "bob"]),
+        ("\uff21\uff4c", ["al_ice", "alan", "bob"]),
         ("al_", ["al_ice"]),
         ("alice@", ["bob"]),
         ("Alice@Ex", ["bob"]),
@@ -863,15 +943,28 @@ async def test_a_search_finds_how_a_username_or_an_address_begins(api, root, sea
 
 async def test_users_are_found_by_a_role(api, root):
     await register(api, ("alan", None), ("bob", None), ("carol", None))
+    for name in ("clerk", "driver"):
+        await create_role(api, name)
     await api.scalar("UPDATE users SET roles = '{clerk,driver}' WHERE username <> 'root' RETURNING id")
     for role, search, found in (
         ("driver", "", ["alan", "bob", "carol"]),
         ("driver", "b", ["bob"]),
         ("admin", "", ["root"]),
-        ("' OR 1=1 --", "", []),
     ):
         users = await walk(root, "/admin/users", role=role, search=search, limit=1)
         assert [user["username"] for user in users] == found
+    for nobodys in ("drivre", "", "' OR 1=1 --"):
+        answer = await root("GET", f"/admin/users?{urlencode({'role': nobodys})}")
+        assert seen(answer) == problem(404, "role_not_found", "There is no such role."), "as on the command line"
+
+
+@pytest.mark.parametrize("path", ["/admin/roles", "/admin/clients", "/admin/keys"])
+async def test_a_list_that_comes_whole_takes_no_parameter(root, path):
+    """One that is not known must not look as if it had been heard."""
+    assert (await root.get(path))["next_cursor"] is None
+    for query in ("search=a", "limit=1", "cursor=x"):
+        answer = await root("GET", f"{path}?{query}")
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ NEVER_AT_OAUTH = {
     errors.SignupClosed,
     errors.TokenRejected,
     errors.UserNotFound,
+    errors.UserDisabled,
     errors.UsernameRejected,
     errors.UsernameTaken,
 }
