@@ -49,7 +49,8 @@ def rotate(
     _show(change.ring, as_json=as_json)
 
 
-@app.command()
+# One key id in 64 begins with a hyphen: what is no option of ours is one of those.
+@app.command(context_settings={"ignore_unknown_options": True})
 def revoke(
     kid: str,
     *,

@@ -68,6 +68,12 @@ def test_keys_rotate_schedules_what_is_too_young_and_says_when(command: Command)
     assert sorted(row["state"] for row in json.loads(at_once.out)) == ["active", "retiring", "retiring", "standby"]
 
 
+def test_a_key_id_may_begin_with_a_hyphen_and_an_option_that_is_none_is_refused(command: Command):
+    command("keys", "rotate")
+    assert command("keys", "revoke", "-" + "A" * 42, "--yes").code == 3
+    assert command("keys", "revoke", "A" * 43, "--yes", "--jsonn").code == 2
+
+
 def test_keys_revoke_wants_yes_and_knows_its_keys(command: Command):
     kid = listed(command)[1]["kid"]
     assert command("keys", "revoke", kid).code == 2
