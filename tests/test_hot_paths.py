@@ -7,7 +7,9 @@ from typing import Any
 
 import argon2
 import pytest
+from fastapi import Request, Response
 
+from identity_service.errors import KeysUnavailable
 from identity_service.signing import key_files
 from identity_service.web.direct import DirectRoute, direct_routes
 from tests.conftest import Api, StartApi
@@ -111,3 +113,23 @@ def test_an_endpoint_that_needs_the_framework_is_no_direct_route(wrong):
     endpoint: Any = {"more than the request": more, "not a coroutine": plain}.get(wrong, fitting)
     with pytest.raises(TypeError):
         DirectRoute("/{name}" if "path" in wrong else "/", endpoint, response_model=None)
+
+
+async def test_what_goes_wrong_in_a_direct_route_is_a_problem_document(api):
+    """A refusal with its code; what nobody expected without a word about itself."""
+
+    async def refuse(request: Request) -> Response:
+        raise KeysUnavailable
+
+    async def fail(request: Request) -> Response:
+        raise RuntimeError("secret")
+
+    edge = api.app.middleware_stack
+    edge._direct = dict(edge._direct) | {
+        ("GET", "/refuse"): DirectRoute("/refuse", refuse, response_model=None),
+        ("GET", "/fail"): DirectRoute("/fail", fail, response_model=None),
+    }
+    refused, failed = await api.http.get("/refuse"), await api.http.get("/fail")
+    assert (refused.status_code, refused.json()["code"]) == (503, "temporarily_unavailable")
+    assert (failed.status_code, failed.json()["code"]) == (500, "internal_error")
+    assert "secret" not in failed.text

@@ -71,7 +71,15 @@ def verify(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) 
     Raises:
         TokenRejected: as there.
     """
-    payload = open_envelope(unverified_token, typ, keyring, now=now)
+    return members_of(open_envelope(unverified_token, typ, keyring, now=now))
+
+
+def members_of(payload: bytes) -> dict[str, Any]:
+    """Return what a payload says, not judged.
+
+    Raises:
+        TokenRejected: malformed.
+    """
     try:
         return envelope.parse_object(payload)
     except VerifierRejected as error:
