@@ -69,6 +69,9 @@ bench-scale: .venv/dev.stamp ## Measure what ten times as many sessions cost (SE
 bench-pictures: .venv/bench.stamp ## Draw the pictures of docs/benchmarks.md from what was measured last
 	@$(BIN)/python -m bench.pictures
 
+profile: .venv/bench.stamp ## Look where the time of a refresh goes (needs wrk, and leave to trace a process)
+	@$(BIN)/python -m bench.profile
+
 format: .venv/dev.stamp ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
@@ -120,4 +123,4 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target .local/bench/joserfc joserfc==1.8.0
 	@touch $@
 
-.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench bench-peers bench-scale bench-pictures format lock clean
+.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench bench-peers bench-scale bench-pictures profile format lock clean
