@@ -5,7 +5,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: .venv/run.stamp ## Run the service (embedded Postgres unless DATABASE_URL is set)
 	@IDENTITY_MIGRATE_ON_START=$${IDENTITY_MIGRATE_ON_START:-on} exec $(BIN)/identity-service serve
@@ -66,6 +66,12 @@ bench-peers: .venv/dev.stamp ## Measure comparable systems beside ours (needs wr
 bench-scale: .venv/dev.stamp ## Measure what ten times as many sessions cost (SESSIONS="1000000 10000000")
 	@$(BIN)/python -m bench.scale $(SESSIONS)
 
+bench-pictures: .venv/bench.stamp ## Draw the pictures of docs/benchmarks.md from what was measured last
+	@$(BIN)/python -m bench.pictures
+
+profile: .venv/bench.stamp ## Look where the time of a refresh goes (needs wrk, and leave to trace a process)
+	@$(BIN)/python -m bench.profile
+
 format: .venv/dev.stamp ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
@@ -76,6 +82,7 @@ lock: ## Pin the dependencies again (needs uv)
 	$(LOCK) pyproject.toml --extra server --group build --group embedded --group examples -o requirements/run.txt
 	$(LOCK) pyproject.toml --extra server --group build --group embedded --group examples --group test --group lint -o requirements/dev.txt
 	$(LOCK) --group fast-hash --constraints requirements/server.txt -o requirements/fast-hash.txt
+	$(LOCK) --group bench --constraints requirements/dev.txt -o requirements/bench.txt
 
 clean: ## Remove the environment and the local database; the keys stay
 	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
@@ -96,6 +103,11 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
+.venv/bench.stamp: requirements/bench.txt .venv/dev.stamp
+	@echo "Installing what draws and profiles into .venv ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements/bench.txt
+	@touch $@
+
 # What `bench-peers` compares with, away from what the service runs on.
 .local/bench/node.stamp: Makefile
 	@npm install --loglevel=error --prefix .local/bench/node --no-save --no-package-lock --no-audit --no-fund --ignore-scripts oidc-provider@9.13.3 jose@6.2.17
@@ -111,4 +123,4 @@ clean: ## Remove the environment and the local database; the keys stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target .local/bench/joserfc joserfc==1.8.0
 	@touch $@
 
-.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench bench-peers bench-scale format lock clean
+.PHONY: help run demo example-todos example-chat test check static coverage soak jose fast-hash migrate keys rotate-keys bench bench-peers bench-scale bench-pictures profile format lock clean

@@ -31,7 +31,7 @@ class Measurement:
         goal: what `value` may be at most, in the same unit.
         beside: the limit and the peers, in words, from the same run.
         at_least: the goal is what `value` must reach instead.
-        series: figures for the pictures, as they were measured.
+        series: figures for the pictures, as they were measured: seconds, bytes, rates a second, and ratios.
         skipped: why it was not measured; there is no value then.
     """
 

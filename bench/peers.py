@@ -212,11 +212,15 @@ def kept(ours: Service, peers: Peers, name: str, password: str) -> Measurement:
         turns |= {me: who, me_flooded: lambda: _flooded(users, who, ("login", _MAIL, _PASSWORD, _LOGIN))}
     rates = _rounds(turns, warm_up=0)
     beside = {name: _per_second(rate) for name, rate in rates.items()}
-    beside[f"{_USERS}, kept"] = f"{_ratio(rates, me_flooded, me):.3f} x" if users else peers.skipped[_USERS]
     ratio = _ratio(rates, ours_flooded, "ours")
-    return Measurement(
-        "P6", f"refreshes kept beside {LOGINS} login connections", ratio, "x", 0.95, beside, at_least=True
-    )
+    series = {name: median(rate) for name, rate in rates.items()} | {"kept by ours": ratio}
+    if users is None:
+        beside[f"{_USERS}, kept"] = peers.skipped[_USERS]
+    else:
+        series[f"kept by {_USERS}"] = _ratio(rates, me_flooded, me)
+        beside[f"{_USERS}, kept"] = f"{series[f'kept by {_USERS}']:.3f} x"
+    what = f"refreshes kept beside {LOGINS} login connections"
+    return Measurement("P6", what, ratio, "x", 0.95, beside, at_least=True, series=series)
 
 
 def memory(ours: Service, peers: Peers) -> Measurement:

@@ -597,8 +597,25 @@ def _report_costs(small: Cost, large: Cost) -> list[Measurement]:
     cpu, wal = large.later.processor / small.later.processor, large.later.log / small.later.log
     hot = 100 * min(at.hot for at in both)
     return [
-        Measurement("P9", f"Postgres CPU per refresh, {names}", cpu, "x", 1.15, processor),
-        Measurement("P9", f"WAL per refresh, {names}", wal, "x", 1.3, log),
+        Measurement(
+            "P9",
+            f"Postgres CPU per refresh, {names}",
+            cpu,
+            "x",
+            1.15,
+            processor,
+            series={f"processor seconds at {at.name}": at.later.processor for at in both},
+        ),
+        Measurement(
+            "P9",
+            f"WAL per refresh, {names}",
+            wal,
+            "x",
+            1.3,
+            log,
+            series={f"bytes of log at {at.name}": at.later.log for at in both}
+            | {f"bytes of log with page images at {at.name}": at.log_between_checkpoints for at in both},
+        ),
         Measurement("P9", "refreshes that write no index entry (HOT)", hot, "%", 99.9, space, at_least=True),
     ]
 
