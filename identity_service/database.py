@@ -106,18 +106,17 @@ class _Lending:
         return self._held - len(self._idle)
 
     async def borrow(self) -> _Held:
-        while True:
-            if self._idle:
-                held = self._idle.pop()
-            elif self._held < self._pool.get_max_size():
-                return await self._take()
-            elif (given := await self._wait()) is not None:
-                held = given
-            else:
-                continue  # a place became free
-            if held.is_open():
-                return held
-            await self._let_go(held)
+        held = await self._turn()
+        if held is not None and held.is_open():
+            return held
+        try:
+            if held is not None:
+                await self._pool.release(held.connection)
+            connection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
+        except BaseException:
+            self._leave()
+            raise
+        return _Held(connection, asyncio.get_running_loop().time() + self.KEEP_SECONDS)
 
     async def give_back(self, held: _Held, *, clean: bool) -> None:
         """Take a connection back; `clean` says that nothing went wrong with it."""
@@ -135,22 +134,25 @@ class _Lending:
         while self._idle:
             await self._let_go(self._idle.popleft())
 
-    async def _take(self) -> _Held:
-        self._held += 1
-        try:
-            connection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
-        except BaseException:
-            self._held -= 1
-            self._hand_on(None)
-            raise
-        return _Held(connection, asyncio.get_running_loop().time() + self.KEEP_SECONDS)
+    async def _turn(self) -> _Held | None:
+        """Return a connection at hand, or None with the right to take one from the pool."""
+        if self._idle:
+            return self._idle.pop()
+        if self._held < self._pool.get_max_size():
+            self._held += 1
+            return None
+        return await self._wait()
 
     async def _let_go(self, held: _Held) -> None:
         try:
             await self._pool.release(held.connection)
         finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Hand on the right to a connection from the pool: nobody who comes later finds it before those who wait."""
+        if not self._hand_on(None):
             self._held -= 1
-            self._hand_on(None)
 
     async def _wait(self) -> _Held | None:
         loop = asyncio.get_running_loop()
@@ -163,14 +165,16 @@ class _Lending:
             # Its turn may have come in the same moment.
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 held = turn.result()
-                if not self._hand_on(held) and held is not None:
+                if held is None:
+                    self._leave()
+                elif not self._hand_on(held):
                     self._idle.append(held)
             raise
         finally:
             patience.cancel()
 
     def _hand_on(self, held: _Held | None) -> bool:
-        """Give whoever waits longest a connection, or word that there is a place for another one."""
+        """Give whoever waits longest a connection, or the right to take another one from the pool."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():

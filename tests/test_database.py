@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -17,7 +18,7 @@ import identity_service
 from identity_service import database as database_module
 from identity_service.cli.migrate import alembic_config, upgrade
 from identity_service.database import ATTEMPTS, SCHEMA_HEAD, open_database
-from identity_service.errors import DatabaseUnavailable
+from identity_service.errors import DatabaseUnavailable, UserNotFound
 
 
 def statements() -> Iterator[tuple[str, str]]:
@@ -288,6 +289,43 @@ async def test_somebody_who_leaves_the_queue_is_passed_over(database_url):
             leaving.cancel()
             await asyncio.sleep(0)
         assert await staying == SCHEMA_HEAD
+
+
+async def test_nobody_overtakes_whoever_waits_when_a_connection_went_back_to_the_pool(database_url):
+    """As it does after every refusal; whoever was refused comes again at once, as a wrong secret that is counted."""
+    served: list[str] = []
+
+    async def use(who: str, times: int) -> None:
+        for _ in range(times):
+            with suppress(UserNotFound):
+                async with database.connection():
+                    served.append(who)
+                    await asyncio.sleep(0)
+                    raise UserNotFound
+
+    async with open_database(database_url, pool_size=1) as database:
+        keen = asyncio.create_task(use("keen", 20))
+        await asyncio.sleep(0)
+        await use("patient", 1)
+        assert served == ["keen", "patient"]
+        await keen
+        assert database.in_use == 0
+
+
+@pytest.mark.parametrize("more_wait", [False, True])
+async def test_the_right_to_a_connection_that_comes_to_somebody_who_has_left_is_not_lost(database_url, more_wait):
+    async with open_database(database_url, pool_size=1) as database:
+        waiting: list[asyncio.Task[str | None]] = []
+        with suppress(UserNotFound):
+            async with database.connection():
+                waiting = [asyncio.create_task(database.schema_revision()) for _ in range(1 + more_wait)]
+                await asyncio.sleep(0)
+                raise UserNotFound
+        waiting[0].cancel()  # in the very moment in which it got its turn
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        assert await asyncio.gather(*waiting[1:], database.schema_revision()) == [SCHEMA_HEAD] * (1 + more_wait)
+        assert database.in_use == 0
 
 
 async def test_a_connection_that_was_lost_while_nobody_had_it_is_replaced_unnoticed(database_url):

@@ -4,24 +4,29 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
-from uuid import UUID
+from typing import NamedTuple
 
 from identity_service.audit import Actor
-from identity_service.database import Connection, Database
-from identity_service.errors import RefreshTokenReused, ScopeRejected, SessionEnded
+from identity_service.database import CONNECT_TIMEOUT, Connection, Database
+from identity_service.errors import DatabaseUnavailable, RefreshTokenReused, ScopeRejected, SessionEnded
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import Claim, Session, lifecycle, store
 
 MOST_AT_ONCE = 64
 
-_Waiting: TypeAlias = "tuple[Claim, asyncio.Future[Session | None]]"
+
+class _Waiting(NamedTuple):
+    claim: Claim
+    turn: "asyncio.Future[Session | None]"
+    until: float
 
 
 class Rotations:
     """Refreshes that arrive together go to Postgres together: one statement, one transaction, one wait for the disk.
 
-    A refresh that comes alone is sent alone, at once. While one statement is under way the next ones gather.
+    A refresh that comes alone is sent alone, at once. While one statement is under way the next ones gather, for no
+    longer than one waits for a connection: whoever gave up comes again, later than a retry may, and must not find the
+    token spent by what nobody waited for.
     """
 
     def __init__(self, database: Database) -> None:
@@ -35,10 +40,11 @@ class Rotations:
         None says only that this did not do it: somebody else may have had the row in hand.
 
         Raises:
-            DatabaseUnavailable: see there.
+            DatabaseUnavailable: see there; and when those before this one take too long.
         """
-        turn: asyncio.Future[Session | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((claim, turn))
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[Session | None] = loop.create_future()
+        self._waiting.append(_Waiting(claim, turn, loop.time() + CONNECT_TIMEOUT))
         if self._sending is None:
             self._sending = asyncio.create_task(self._send())
         return await turn
@@ -46,32 +52,40 @@ class Rotations:
     async def _send(self) -> None:
         try:
             while self._waiting:
-                await self._send_some(self._take())
+                if taken := self._take():
+                    await self._send_some(taken)
         finally:
             self._sending = None
 
     def _take(self) -> list[_Waiting]:
-        """Return the next claims, at most one of each session: of two one must fail, and the statement sees neither."""
+        """Return the next claims. For whoever has left, and whoever waited for too long, nothing is spent."""
         taken: list[_Waiting] = []
-        sessions = set[UUID]()
-        while self._waiting and len(taken) < MOST_AT_ONCE and self._waiting[0][0].presented.session_id not in sessions:
-            claim, turn = self._waiting.popleft()
-            sessions.add(claim.presented.session_id)
-            taken.append((claim, turn))
+        now = asyncio.get_running_loop().time()
+        while self._waiting and len(taken) < MOST_AT_ONCE:
+            waiting = self._waiting.popleft()
+            if waiting.turn.done():
+                continue
+            if waiting.until < now:
+                waiting.turn.set_exception(DatabaseUnavailable(detail="the refreshes before this one took too long"))
+            else:
+                taken.append(waiting)
         return taken
 
     async def _send_some(self, taken: list[_Waiting]) -> None:
+        # The first of each session: of two one must fail, and the statement sees neither.
+        claims = {claim.presented.session_id: claim for claim, _, _ in reversed(taken)}
         try:
             async with self._database.connection() as db:
-                advanced = await store.claim_generations(db, [claim for claim, _ in taken])
+                advanced = await store.claim_generations(db, claims.values())
         except Exception as error:  # noqa: BLE001 - each of those who wait raises it
-            for _, turn in taken:
+            for _, turn, _ in taken:
                 if not turn.done():
                     turn.set_exception(error)
             return
-        for claim, turn in taken:
+        for claim, turn, _ in taken:
+            session = advanced.pop(claim.presented.session_id, None)  # the others of this session see who did it
             if not turn.done():  # whoever does not wait any more has been advanced all the same, as by a lost answer
-                turn.set_result(advanced.get(claim.presented.session_id))
+                turn.set_result(session)
 
 
 async def rotate(db: Connection, claim: Claim, *, scope: Sequence[str], by: Actor) -> Session:

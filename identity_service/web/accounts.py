@@ -160,6 +160,7 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
     password_hash = await hash_new(runtime, body.new_password, username=user.username, email=user.email)
 
     async def change(db: Connection) -> None:
+        await throttling.forgive(db, user.id, by=caller.actor, now=runtime.now())  # before the user, as a login does
         await registration.change_password(
             db,
             user.id,
@@ -169,7 +170,6 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
             by=caller.actor,
             now=runtime.now(),
         )
-        await throttling.forgive(db, user.id, by=caller.actor, now=runtime.now())
 
     await runtime.database.transact(change)
 
@@ -211,8 +211,8 @@ async def reset_password(request: Request, body: PasswordReset) -> None:
     by = replace(by, kind="user", id=str(user.id))
 
     async def finish(db: Connection) -> None:
+        await throttling.forgive(db, user.id, by=by, now=runtime.now())  # before the user, as a login does
         await resets.finish(db, user.id, body.token, password_hash=password_hash, by=by, now=runtime.now())
-        await throttling.forgive(db, user.id, by=by, now=runtime.now())
 
     await runtime.database.transact(finish)
 

@@ -141,7 +141,11 @@ async def _prove_client(request: Request, client_id: str, secret: str) -> Client
             client = await authentication.authenticate(db, client_id, secret, now=runtime.now())
             # Comparing a digest costs nothing worth saving, so this is the only look. Not at the place: whoever guesses
             # from there must not keep out the services beside them, whose secrets nobody guesses.
-            await throttling.admit(db, replace(attempt, place=None), now=runtime.now())
+            try:
+                await throttling.admit(db, replace(attempt, place=None), now=runtime.now())
+            except errors.Throttled:
+                await throttling.check(db, attempt, now=runtime.now())  # told to wait for as long as a wrong one is
+                raise
     except errors.ClientRejected as error:
         subject = Subject("client", client_id) if error.detail != "unknown_client" else None
         try:

@@ -19,7 +19,8 @@ class BoundedProtocol(HttpToolsProtocol):
     seconds_to_arrive = 20.0
     _arriving_since: float | None = None
     _alarm: asyncio.TimerHandle | None = None
-    _head = 0
+    _beside_bodies = 0
+    """Bytes read since the last part of a body: a head, what frames the parts of a body, or what comes after it."""
     _in_head = True
 
     def connection_made(self, transport: Any) -> None:
@@ -33,11 +34,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head += len(data)
+        self._beside_bodies += len(data)
         super().data_received(data)
-        if self._in_head and self._head > MAX_HEAD and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._beside_bodies > MAX_HEAD:
             self.send_400_response("The head of the request is too large.")
+        elif self._arriving_since is None and self.cycle is not None and self.cycle.response_complete:
+            self._begins()  # an empty line, which has stopped the server's own clock for idle connections
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -45,20 +49,25 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._arriving_since is None:
             self._begins()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what comes after a body is no header (RFC 9110 6.5.1), and may be without end
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        if len(self.pipeline) >= MAX_PIPELINED or (self._head > MAX_HEAD and self._length_of_head() > MAX_HEAD):
+        self._in_head, self._beside_bodies = False, 0
+        head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if head > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too much at once")  # the parser makes it a 400 and the end of the connection
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._beside_bodies = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._in_head, self._head = True, 0
+        self._beside_bodies = 0
         self._arriving_since = None
         super().on_message_complete()
-
-    def _length_of_head(self) -> int:
-        """Return what was read of this head; with it came the body, and the next request perhaps."""
-        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _begins(self) -> None:
         """Start waiting for a request. The alarm goes on ringing from one request to another: to set one takes time."""

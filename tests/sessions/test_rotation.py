@@ -1,9 +1,10 @@
 """One refresh is one update: races, retries, replays, and what ends a session (TOK-11, TOK-12, F25 to F30)."""
 
 import asyncio
+import math
 from base64 import urlsafe_b64decode
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextlib import AsyncExitStack
 from json import loads
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from identity_service import grants
 from identity_service.accounts import registration
 from identity_service.clients import FIRST_PARTY
+from identity_service.database import Connection
+from identity_service.sessions import Claim, Session, rotation, store
 from tests.conftest import TESTER, Api, StartApi
 
 
@@ -314,3 +317,51 @@ async def test_when_the_database_is_away_all_who_came_together_are_told_and_noth
     for tokens in sessions:
         await refresh(api, tokens)
     assert await api.scalar("SELECT array_agg(generation) FROM sessions") == [1] * 5
+
+
+async def test_what_waits_behind_statements_that_fail_is_given_up_before_anything_is_spent(
+    api, alice, clock, monkeypatch
+):
+    """Its client comes again later than a retry may, and is no thief because the database was away."""
+    sessions = [await alice.log_in() for _ in range(6)]
+    patience, away = 0.2, asyncio.Event()
+    send = store.claim_generations
+
+    async def timing_out(db: Connection, claims: Iterable[Claim]) -> dict[UUID, Session]:
+        if away.is_set():
+            await asyncio.sleep(patience * 2)
+            raise TimeoutError
+        return await send(db, claims)
+
+    monkeypatch.setattr(rotation, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(rotation, "CONNECT_TIMEOUT", patience)
+    monkeypatch.setattr(store, "claim_generations", timing_out)
+    away.set()
+    waiting = [asyncio.create_task(refresh(api, tokens)) for tokens in sessions]
+    left = asyncio.create_task(refresh(api, sessions[-1]))
+    await asyncio.sleep(patience / 2)
+    left.cancel()
+    away.clear()
+    outcomes = await asyncio.gather(*waiting, left, return_exceptions=True)
+    assert [type(outcome).__name__ for outcome in outcomes] == ["DatabaseUnavailable"] * 6 + ["CancelledError"]
+    assert await api.scalar("SELECT max(generation) FROM sessions") == 0
+    clock.advance(seconds=31)
+    await asyncio.gather(*(refresh(api, tokens) for tokens in sessions))
+
+
+async def test_whoever_refreshes_one_session_without_a_pause_does_not_keep_others_waiting(api, alice, monkeypatch):
+    """All that comes of one session goes with the same statement: the others of it did not do it."""
+    one, other = [await alice.log_in() for _ in range(2)]
+    sent, send = 0, store.claim_generations
+
+    async def counting(db: Connection, claims: Iterable[Claim]) -> dict[UUID, Session]:
+        nonlocal sent
+        sent += 1
+        return await send(db, claims)
+
+    monkeypatch.setattr(store, "claim_generations", counting)
+    flood = [asyncio.create_task(refresh(api, one)) for _ in range(200)]
+    await asyncio.sleep(0)
+    await refresh(api, other)
+    assert sent <= 1 + math.ceil(201 / rotation.MOST_AT_ONCE)
+    assert len({issued.refresh_token for issued in await asyncio.gather(*flood)}) == 1

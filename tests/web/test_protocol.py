@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -27,9 +28,10 @@ def listening() -> Iterator[Callable[[type[BoundedProtocol]], int]]:
     servers: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        while (await receive()).get("more_body"):
+        while scope["path"] != "/early" and (await receive()).get("more_body"):
             pass
-        await PlainTextResponse("ok")(scope, receive, send)
+        echo = dict(scope["headers"]).get(b"x-echo", b"").decode()
+        await PlainTextResponse(f"ok {echo}")(scope, receive, send)
 
     def start(protocol: type[BoundedProtocol]) -> int:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -81,6 +83,41 @@ def test_a_head_beyond_its_bound_is_refused_and_the_connection_closed(listening,
     assert talk(listening(BoundedProtocol), head).startswith(b"HTTP/1.1 400 Bad Request")
 
 
+@pytest.mark.parametrize("before", [GET, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\na"])
+def test_a_head_is_bounded_wherever_in_what_was_read_it_begins(listening, before):
+    answer = talk(listening(BoundedProtocol), before + GET[:-2] + b"X: " + b"a" * MAX_HEAD + b"\r\n\r\n")
+    assert b"HTTP/1.1 400 Bad Request" in answer
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"0\r\n" + b"X: y\r\n" * 100_000,
+        b"0\r\nX: " + b"a" * 600_000,
+        b"1;x=" + b"a" * 600_000,
+    ],
+    ids=["many trailers", "one that never ends", "an extension of a chunk that never ends"],
+)
+def test_what_comes_beside_a_body_is_bounded_as_the_head_is(listening, rest):
+    assert talk(listening(BoundedProtocol), CHUNKED + rest).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+def test_what_comes_after_a_body_is_no_header(listening):
+    """Whoever stands in front of us takes headers away, and need not look there."""
+    answer = talk(listening(BoundedProtocol), CHUNKED + b"0\r\nX-Echo: from a trailer\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"trailer" not in answer
+
+
+def test_a_body_in_very_small_parts_is_read(listening):
+    assert talk(listening(BoundedProtocol), CHUNKED + b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n").startswith(
+        b"HTTP/1.1 200 OK"
+    )
+
+
 def test_requests_sent_far_ahead_of_their_answers_end_the_connection(listening):
     answer = talk(listening(BoundedProtocol), GET * 5000)
     assert answer.count(b"HTTP/1.1 200 OK") < 5000
@@ -96,6 +133,24 @@ def test_a_request_that_does_not_arrive_is_not_waited_for(listening, part):
     started = time.monotonic()
     assert talk(listening(Impatient), part) == b""
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (GET, b"\r\n"),
+        (b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n", b"a"),
+    ],
+    ids=["an empty line", "a body after its answer"],
+)
+def test_a_connection_that_says_nothing_more_is_not_kept(listening, first, then):
+    """The server's own clock for idle connections stops at the first byte that comes, whatever it is."""
+    with socket.create_connection(("127.0.0.1", listening(Impatient)), timeout=3) as connection:
+        connection.sendall(first)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        connection.sendall(then)
+        with suppress(ConnectionError):
+            assert connection.recv(65536) == b""
 
 
 async def lasting(api: Api, **headers: str) -> float:
