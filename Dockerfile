@@ -1,4 +1,4 @@
-# The service in a virtual environment on a Python base: no compiler, no pip, no Postgres, no keys in what runs.
+# The service in a virtual environment without pip, on a Python base: no compiler, no Postgres, no keys in what runs.
 # How to run it: docs/guides/deploy-with-containers.md.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
@@ -8,9 +8,9 @@ RUN python3 -m venv /opt/venv
 WORKDIR /src
 COPY requirements/server.txt requirements/
 RUN /opt/venv/bin/pip install --no-compile --no-deps --require-hashes --only-binary=:all: -r requirements/server.txt
-# Argon2 is built here, because its published wheel costs half the logins. AVX2 is in every x86-64 server since 2015; for
-# one without it, or to build for the machine at hand: --build-arg HASH_CFLAGS="-O3" or "-O3 -march=native".
-ARG HASH_CFLAGS
+# Argon2 is built here, because its published wheel costs nearly half the logins. AVX2 is in every x86-64 server since
+# 2015; for one without it, or to build for the machine at hand: --build-arg HASH_CFLAGS="-O3" or "-O3 -march=native".
+ARG HASH_CFLAGS=""
 COPY requirements/fast-hash.txt requirements/build-argon2.sh requirements/
 RUN headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h \
     && apt-get update -qq \
