@@ -6,16 +6,19 @@ from base64 import urlsafe_b64decode
 from collections import Counter
 from collections.abc import Awaitable, Iterable
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from json import loads
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from identity_service import grants
 from identity_service.accounts import registration
 from identity_service.clients import FIRST_PARTY
 from identity_service.database import Connection
+from identity_service.errors import CurrentPasswordWrong
 from identity_service.sessions import Claim, Session, rotation, store
 from tests.conftest import TESTER, Api, StartApi
 
@@ -365,3 +368,47 @@ async def test_whoever_refreshes_one_session_without_a_pause_does_not_keep_other
     await refresh(api, other)
     assert sent <= 1 + math.ceil(201 / rotation.MOST_AT_ONCE)
     assert len({issued.refresh_token for issued in await asyncio.gather(*flood)}) == 1
+
+
+@pytest.mark.parametrize("end", ["well", "badly"])
+async def test_whoever_leaves_while_the_statement_is_under_way_changes_nothing_for_the_others(api, alice, end):
+    sessions = [await alice.log_in() for _ in range(3)]
+    blocker = await asyncpg.connect(api.settings.database_url.get_secret_value())
+    async with blocker.transaction():
+        await blocker.execute("LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE")
+        leaving, *staying = [asyncio.create_task(refresh(api, tokens)) for tokens in sessions]
+        waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%WITH asked%'"
+        for _ in range(1000):
+            if await blocker.fetchrow(waiting) is not None:
+                break
+            await asyncio.sleep(0.005)
+        leaving.cancel()
+        await asyncio.sleep(0)
+        if end == "badly":
+            await blocker.execute("ALTER TABLE sessions RENAME TO sessions_away")
+    outcomes = await asyncio.gather(leaving, *staying, return_exceptions=True)
+    if end == "badly":
+        await blocker.execute("ALTER TABLE sessions_away RENAME TO sessions")
+    await blocker.close()
+    came_of_it = "IssuedTokens" if end == "well" else "DatabaseUnavailable"
+    assert [type(outcome).__name__ for outcome in outcomes] == ["CancelledError", came_of_it, came_of_it]
+
+
+async def test_a_password_change_that_another_one_overtook_changes_nothing(api, alice, clock):
+    tokens = await alice.log_in()
+    sid = UUID(str(claims_of(tokens["refresh_token"])["sid"]))
+
+    async def change(db: Connection) -> None:
+        await registration.change_password(
+            db,
+            UUID(alice.id),
+            password_hash="another",
+            proved_at=clock() - timedelta(seconds=1),
+            keep_session=sid,
+            by=TESTER,
+            now=clock(),
+        )
+
+    with pytest.raises(CurrentPasswordWrong):
+        await api.database.transact(change)
+    await alice.log_in()
