@@ -1,4 +1,4 @@
-"""Refreshing a session: one row, one statement. Starting and ending sessions is next door in `lifecycle`."""
+"""Refreshing a session: one row, one statement, which refreshes that arrive together share. Next door: `lifecycle`."""
 
 import asyncio
 from collections import deque
