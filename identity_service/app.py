@@ -39,6 +39,7 @@ from identity_service.shell import utc_now
 from identity_service.signing import recording
 from identity_service.signing.keyring import KeyState
 from identity_service.signing.live import LiveKeyring, open_keys
+from identity_service.tokens.rounds import SigningRounds
 from identity_service.web import (
     accounts,
     admin_audit,
@@ -103,6 +104,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                     database=database,
                     rotations=Rotations(database),
                     keys=keys,
+                    signing=SigningRounds(),
                     revocations=revocations,
                     status_lists=status_lists,
                     passwords=passwords,

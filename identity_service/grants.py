@@ -105,7 +105,7 @@ async def password(
                     db, Event.USER_LOGIN, subject, by=asking, now=now, outcome="failure", reason=error.detail
                 )
             raise
-    return _issue(runtime, client, key, session, scope=session.scope, now=now, limits=limits)
+    return await _issue(runtime, client, key, session, scope=session.scope, now=now, limits=limits)
 
 
 async def count_failure(
@@ -144,7 +144,7 @@ async def refresh_token(
         runtime.metrics.refreshed("reused" if isinstance(error, RefreshTokenReused) else "ended")
         raise
     runtime.metrics.refreshed("rotated" if session.rotated_at == now else "retried")
-    return _issue(runtime, client, key, session, scope=requested or session.scope, now=now, limits=limits)
+    return await _issue(runtime, client, key, session, scope=requested or session.scope, now=now, limits=limits)
 
 
 async def _rotate(
@@ -204,7 +204,7 @@ async def client_credentials(runtime: Runtime, client: Client, *, scope: str, by
     )
 
 
-def _issue(
+async def _issue(
     runtime: Runtime,
     client: Client,
     key: Key,
@@ -220,7 +220,7 @@ def _issue(
     scope = tuple(name for name in scope if name in given)
     expires_at = min(now + limits.access, session.expires_at)
     refresh_expires_at = session.refresh_expires_at(limits)
-    access_token = access.mint(
+    unsigned_access = access.unsigned(
         key,
         access.AccessClaims(
             issuer=settings.issuer_url,
@@ -238,7 +238,7 @@ def _issue(
         ),
         runtime.status_lists.reference(session.status_index),
     )
-    refresh_token = refresh.mint(
+    unsigned_refresh = refresh.unsigned(
         key,
         refresh.RefreshClaims(
             issuer=settings.issuer_url,
@@ -250,6 +250,7 @@ def _issue(
             expires_at=refresh_expires_at,
         ),
     )
+    access_token, refresh_token = await runtime.signing.sign(unsigned_access, unsigned_refresh)
     return IssuedTokens(
         access_token=access_token,
         expires_in=int((expires_at - now).total_seconds()),

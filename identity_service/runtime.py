@@ -18,6 +18,7 @@ from identity_service.sessions import SessionLimits
 from identity_service.sessions.rotation import Rotations
 from identity_service.settings import Settings
 from identity_service.signing.live import LiveKeyring
+from identity_service.tokens.rounds import SigningRounds
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Runtime:
     database: Database
     rotations: Rotations
     keys: LiveKeyring
+    signing: SigningRounds
     revocations: RevocationFeed
     status_lists: StatusLists
     passwords: PasswordHashing

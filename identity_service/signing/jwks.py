@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from identity_service.signing.keyring import Keyring
+
+_TO_URL_ALPHABET = bytes.maketrans(b"+/", b"-_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ def document(keyring: Keyring, now: datetime) -> JwksDocument:
 
 
 def base64url(value: bytes) -> str:
-    return urlsafe_b64encode(value).rstrip(b"=").decode()
+    """Encode octets without padding (RFC 7515 2)."""
+    return b2a_base64(value, newline=False).translate(_TO_URL_ALPHABET, b"=").decode()
 
 
 def base64url_uint(value: int) -> str:

@@ -52,7 +52,12 @@ class ClientClaims:
 
 def mint(key: Key, claims: AccessClaims | ClientClaims, status: StatusReference) -> str:
     """Return the claims as a signed token. Times are written as whole seconds."""
-    return jws.sign(
+    return jws.signed(unsigned(key, claims, status))
+
+
+def unsigned(key: Key, claims: AccessClaims | ClientClaims, status: StatusReference) -> jws.Unsigned:
+    """Return the same before it is signed; see `rounds`."""
+    return jws.unsigned(
         key,
         TYP,
         {

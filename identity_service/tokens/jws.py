@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from json import encoder as json_encoder
-from typing import Any
+from typing import Any, NamedTuple
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
-from jwt.algorithms import RSAAlgorithm
 
 from identity_service.errors import TokenRejected
 from identity_service.signing.jwks import base64url
@@ -24,8 +24,7 @@ from identity_service.verifier.rejection import TokenRejected as VerifierRejecte
 LEEWAY = timedelta(seconds=30)
 """How far in the future `iat` may lie when another replica signed."""
 
-_RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
-_PKCS1, _SHA256 = PKCS1v15(), SHA256()
+_PKCS1, _SHA256 = PKCS1v15(), SHA256()  # RS256: RFC 7518 3.3
 _known_headers: dict[bytes, envelope.Header] = {}
 # What `json.dumps` makes for each call, made once.
 _chunks = vars(json_encoder)["c_make_encoder"](
@@ -34,12 +33,29 @@ _chunks = vars(json_encoder)["c_make_encoder"](
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
 
-def sign(key: Key, typ: str, claims: Mapping[str, Any]) -> str:
-    """Return the claims as a signed token of the given type; `key` has its private half."""
+class Unsigned(NamedTuple):
+    """A token but for its signature, and the key that is to make that."""
+
+    key: Key
+    signing_input: str
+
+
+def unsigned(key: Key, typ: str, claims: Mapping[str, Any]) -> Unsigned:
+    """Return the claims as a token of the given type that has yet to be signed."""
+    return Unsigned(key, f"{_header(typ, key.kid)}.{base64url(to_json(claims).encode())}")
+
+
+def signed(token: Unsigned) -> str:
+    """Return the token with its signature; the key has its private half."""
+    key, signing_input = token
     assert key.private is not None, "the keyring hands out signers with their private half"
-    signing_input = f"{_header(typ, key.kid)}.{base64url(to_json(claims).encode())}"
-    signature = key.private.sign(signing_input.encode(), _PKCS1, _SHA256)  # RS256: RFC 7518 3.3
+    signature = key.private.sign(signing_input.encode(), _PKCS1, _SHA256)
     return f"{signing_input}.{base64url(signature)}"
+
+
+def sign(key: Key, typ: str, claims: Mapping[str, Any]) -> str:
+    """Return the claims as a signed token of the given type."""
+    return signed(unsigned(key, typ, claims))
 
 
 def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: datetime) -> bytes:
@@ -57,8 +73,10 @@ def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: dat
         public = keyring.verification_key(unverified.header.key_id, now)
         if public is None:
             raise TokenRejected("unknown_key")
-        if not _RS256.verify(unverified.signing_input, public, unverified.signature):
-            raise TokenRejected("bad_signature")
+        try:
+            public.verify(unverified.signature, unverified.signing_input, _PKCS1, _SHA256)
+        except InvalidSignature:
+            raise TokenRejected("bad_signature") from None
         envelope.remember(_known_headers, unverified)
         return unverified.payload()
     except VerifierRejected as error:

@@ -29,7 +29,12 @@ class RefreshClaims:
 
 def mint(key: Key, claims: RefreshClaims) -> str:
     """Return the claims as a signed token; equal claims under one key give equal bytes."""
-    return jws.sign(
+    return jws.signed(unsigned(key, claims))
+
+
+def unsigned(key: Key, claims: RefreshClaims) -> jws.Unsigned:
+    """Return the same before it is signed; see `rounds`."""
+    return jws.unsigned(
         key,
         TYP,
         {
