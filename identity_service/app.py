@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from identity_service import logs, throttling
 from identity_service import settings as configuration
@@ -73,6 +74,7 @@ PARTITION_SECONDS = 3600.0
 LEARN_HASHES_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 MEASURE_SECONDS = 2.0
+YOUNG_OBJECTS = 10_000
 LISTEN_AGAIN_SECONDS = 1.0
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -156,18 +158,24 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
     problems.install(app)
     # Outside of everything, the framework's own middleware too.
     direct = direct_routes(app.state.routers)
-    app.middleware_stack = Edge(app.build_middleware_stack(), _edge_policy(settings), metrics, direct)
+    app.middleware_stack = Edge(app, _edge_policy(settings), metrics, direct)
     return app
 
 
-def from_environment() -> FastAPI:
+def from_environment() -> ASGIApp:
     """Wire a service for a worker process, which gets nothing but the environment."""
     settings = configuration.load().settings
     logs.configure(settings.log_level)
     _stop_with_parent()
     app = create_app(settings, open_keys(settings))
     keep_what_is_loaded()
-    return app
+    return edge_of(app)
+
+
+def edge_of(app: FastAPI) -> ASGIApp:
+    """Return what a server calls: the edge by itself, which needs nothing of the framework's way to it."""
+    assert app.middleware_stack is not None, "`create_app` put it there"
+    return app.middleware_stack
 
 
 def _cores() -> int:
@@ -176,8 +184,12 @@ def _cores() -> int:
 
 
 def keep_what_is_loaded() -> None:
-    """Let the garbage collector leave alone what stays anyway: looking through all modules holds every request up."""
+    """Let the garbage collector leave alone what stays anyway: looking through all modules holds every request up.
+
+    Nor does it look after every other request any more: what a request makes goes when nobody refers to it.
+    """
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
 
 
 def _stop_with_parent() -> None:

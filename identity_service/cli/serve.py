@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from identity_service import logs
-from identity_service.app import create_app, keep_what_is_loaded
+from identity_service.app import create_app, edge_of, keep_what_is_loaded
 from identity_service.cli.environment import load_settings, schema_revision, with_database_url
 from identity_service.cli.exporter import exported, shared_registry
 from identity_service.database import SCHEMA_HEAD
@@ -150,7 +150,7 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
             Multiprocess(_config(settings, "identity_service.app:from_environment"), sockets=[listener]).run()
         return
     app = create_app(settings, keys)
-    server = uvicorn.Server(_config(settings, app))
+    server = uvicorn.Server(_config(settings, edge_of(app)))
     keep_what_is_loaded()
     with exported(settings, app.state.metrics.registry), suppress(KeyboardInterrupt):  # raised again after a clean stop
         server.run(sockets=[listener])
@@ -158,7 +158,7 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
         raise ConfigurationError("The service did not start; see the lines above.")
 
 
-def _config(settings: Settings, app: FastAPI | str) -> uvicorn.Config:
+def _config(settings: Settings, app: ASGIApp | str) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         factory=isinstance(app, str),

@@ -42,7 +42,7 @@ def actor_of(request: Request) -> Actor:
     return Actor(
         "anonymous",
         address=scope["identity.address"],
-        user_agent=_clean(request.headers.get("user-agent", "")),
+        user_agent=_clean(scope["identity.headers"].get(b"user-agent", b"").decode("latin-1")),
         request_id=scope["identity.request_id"],
     )
 

@@ -15,12 +15,13 @@ from http import HTTPStatus
 from itertools import count
 from typing import TypeAlias
 
-from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import FastAPI, Request, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from identity_service import audit
 from identity_service.metrics import Metrics
 from identity_service.web.direct import DirectRoute
+from identity_service.web.protocol import write_whole
 from identity_service.web.proxies import TrustedProxies
 
 log = logging.getLogger("identity_service.request")
@@ -75,85 +76,102 @@ class Edge:
     """Wraps the application. Answers by itself what never needs to reach a route."""
 
     def __init__(
-        self, app: ASGIApp, policy: EdgePolicy, metrics: Metrics, direct: Mapping[tuple[str, str], DirectRoute]
+        self, app: FastAPI, policy: EdgePolicy, metrics: Metrics, direct: Mapping[tuple[str, str], DirectRoute]
     ) -> None:
-        self._app = app
+        self._framework = app
+        self._app = app.build_middleware_stack()
         self._metrics = metrics
         self._policy = policy
         self._direct = direct
+        self._at_once = {key: route for key, route in direct.items() if route.at_once}
         self._cookie = policy.cookie.encode()
         # No secret, only not twice: what this process is called, and a number.
         self._ids, self._counter = secrets.token_hex(4), count()
         self._any_host = "*" in policy.hosts
         # Nearly every request names the same host.
         self._is_served = lru_cache(maxsize=64)(self._serves)
+        self._lines = lru_cache(maxsize=64)(self._lines_of)
         own = dict(_SECURITY_HEADERS)
         if policy.strict_transport:
             own["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
         self._headers = [(name.lower().encode(), value.encode()) for name, value in own.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self._framework
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = dict(reversed(scope["headers"]))  # of several with one name, the first
-        given_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else f"{self._ids}{next(self._counter):08x}"
-        head = scope["method"] == "HEAD"
-        own = {
-            # Routes answer GET; HEAD is the same without the body (RFC 9110 9.3.2).
-            "method": "GET" if head else scope["method"],
-            "identity.method": scope["method"],
-            "identity.request_id": request_id,
-            "identity.address": self._policy.proxies.client_of(scope),
-        }
-        scope = {**scope, **own}
-        if b"cookie" in headers:
-            scope |= self._cookies_of(scope)
-        status = 500
-        begun = False
-        ended = False
-
-        async def send_finished(message: Message) -> None:
-            nonlocal status, begun, ended
-            if message["type"] == "http.response.start":
-                status, begun = message["status"], True
-                message["headers"] = self._finished(message["headers"], scope, headers.get(b"origin"))
-            elif head:
-                if ended:
-                    return
-                message, ended = {"type": "http.response.body", "body": b""}, True
-            await send(message)
-
+        scope = self._opened(scope)
+        answer = _Answer(self, scope, send)
         listening = audit.listener.set(self._metrics.recorded)
         try:
-            await self._answer(scope, headers, receive, send_finished)
+            await self._answer(scope, receive, answer)
         except Exception:
-            log.exception("request.failed", extra={"request_id": request_id, "path": scope["path"]})
-            if not begun:
+            log.exception("request.failed", extra={"request_id": scope["identity.request_id"], "path": scope["path"]})
+            if not answer.begun:
                 failure = (500, "internal_error", "Something went wrong here; the request id finds it in the log.")
-                await _answer(send_finished, *failure, request_id)
+                await _answer(answer.send, *failure, scope["identity.request_id"])
         finally:
             audit.listener.reset(listening)
-            seconds = time.perf_counter() - started
-            self._count(scope, status, seconds)
-            self._log(scope, status, seconds)
+            self._closed(scope, answer.status, time.perf_counter() - started)
 
-    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+    def answer_at_once(self, scope: Scope, send: Send) -> bool:
+        """Answer a request for a document that is at hand; anything unusual about it takes the ordinary way."""
+        route = self._at_once.get((scope["method"], scope["path"]))
+        if route is None:
+            return False
+        started = time.perf_counter()
+        scope["app"] = self._framework
+        scope = self._opened(scope)
+        headers = scope["identity.headers"]
+        if b"content-length" in headers or b"transfer-encoding" in headers or self._refuse(scope, headers):
+            return False
+        scope["route"] = route
+        answer = _Answer(self, scope, send)
+        if not answer.write(route.endpoint(Request(scope))):
+            return False
+        self._closed(scope, answer.status, time.perf_counter() - started)
+        return True
+
+    def _opened(self, scope: Scope) -> Scope:
+        """Return the scope with what everything inside asks for."""
+        headers = dict(reversed(scope["headers"]))  # of several with one name, the first
+        given_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        method = scope["method"]
+        scope = {
+            **scope,
+            # Routes answer GET; HEAD is the same without the body (RFC 9110 9.3.2).
+            "method": "GET" if method == "HEAD" else method,
+            "identity.method": method,
+            "identity.request_id": (
+                given_id if _REQUEST_ID.fullmatch(given_id) else f"{self._ids}{next(self._counter):08x}"
+            ),
+            "identity.headers": headers,
+            "identity.address": self._policy.proxies.client_of(scope),
+        }
+        return {**scope, **self._cookies_of(scope)} if b"cookie" in headers else scope
+
+    def _closed(self, scope: Scope, status: int, seconds: float) -> None:
+        self._count(scope, status, seconds)
+        self._log(scope, status, seconds)
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         """Refuse what must not reach a route, answer preflights, and pass everything else on."""
+        headers = scope["identity.headers"]
         if refusal := self._refuse(scope, headers):
-            await _turn_away(scope, send, refusal)
+            await _turn_away(scope, answer.send, refusal)
         elif scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-            await self._preflight(scope, send, headers.get(b"origin", b"").decode("latin-1"))
+            await self._preflight(scope, answer.send, headers.get(b"origin", b"").decode("latin-1"))
         elif (body := await _whole_body(headers, receive)) is None:
-            await _turn_away(scope, send, _TOO_LARGE)
+            await _turn_away(scope, answer.send, _TOO_LARGE)
         elif (route := self._direct.get((scope["method"], scope["path"]))) is None:
-            await self._app(scope, body, send)
+            await self._app(scope, body, answer.send)
         else:
             scope["route"] = route
             response = await route.respond(Request(scope, body))
-            await response(scope, body, send)
+            if not answer.write(response):
+                await response(scope, body, answer.send)
 
     def _refuse(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         path = scope["path"]
@@ -198,22 +216,47 @@ class Edge:
         await _start(send, 204, headers)
         await send({"type": "http.response.body", "body": b""})
 
-    def _finished(self, headers: Iterable[RawHeader], scope: Scope, origin: bytes | None) -> list[RawHeader]:
+    def _origin_of(self, scope: Scope) -> bytes | None:
+        """Return the origin whose pages may read the answer, if one of those asks."""
+        origin: bytes | None = scope["identity.headers"].get(b"origin")
+        return origin if origin is not None and origin.decode("latin-1") in self._policy.origins else None
+
+    def finished(self, headers: Iterable[RawHeader], scope: Scope) -> list[RawHeader]:
         """Return an answer's headers with what every answer carries. Their names come in lower case (ASGI)."""
+        origin = self._origin_of(scope)
+        finished = self._completed(headers, origin)
+        finished.append((b"x-request-id", scope["identity.request_id"].encode()))
+        if origin is not None and scope["path"] in _COOKIE_PATHS:
+            finished.append((b"access-control-allow-credentials", b"true"))
+        return finished
+
+    def written(self, response: Response, scope: Scope) -> bytes | None:
+        """Return the same as it goes over the wire, None when it does not say how long it is."""
+        given = tuple(pair for pair in response.raw_headers if pair[0] != b"content-length")
+        if len(given) == len(response.raw_headers):
+            return None
+        own = b"content-length: %d\r\nx-request-id: %b\r\n"
+        own %= len(response.body), scope["identity.request_id"].encode()
+        return self._lines(given, self._origin_of(scope)) + own
+
+    def _lines_of(self, headers: tuple[RawHeader, ...], origin: bytes | None) -> bytes:
+        finished = self._completed(headers, origin)
+        if any(_CONTROLS.search(text.decode("latin-1")) for pair in finished for text in pair):
+            raise ValueError("a header with control characters")
+        return b"".join(b"%b: %b\r\n" % pair for pair in finished)
+
+    def _completed(self, headers: Iterable[RawHeader], origin: bytes | None) -> list[RawHeader]:
         finished = list(headers)
         given = dict(finished)
         finished += [pair for pair in self._headers if pair[0] not in given]
         if given.get(b"cache-control", b"no-store") == b"no-store" and b"pragma" not in given:
             finished.append((b"pragma", b"no-cache"))
-        finished.append((b"x-request-id", scope["identity.request_id"].encode()))
         if b"access-control-allow-origin" in given:  # public documents answer everyone
             return finished
         finished.append((b"vary", b"Origin"))
-        if origin is not None and origin.decode("latin-1") in self._policy.origins:
+        if origin is not None:
             finished.append((b"access-control-allow-origin", origin))
             finished.append((b"access-control-expose-headers", _EXPOSED_HEADERS.encode()))
-            if scope["path"] in _COOKIE_PATHS:
-                finished.append((b"access-control-allow-credentials", b"true"))
         return finished
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
@@ -240,6 +283,39 @@ class Edge:
         if "identity.error" in scope:
             facts |= {"error": scope["identity.error"], "detail": scope["identity.detail"]}
         log.log(level, "request", extra=facts)
+
+
+class _Answer:
+    """An answer on its way out: what every answer carries is added, and a HEAD loses the body."""
+
+    __slots__ = ("_edge", "_ended", "_scope", "_send", "begun", "status")
+
+    def __init__(self, edge: Edge, scope: Scope, send: Send) -> None:
+        self._edge = edge
+        self._scope = scope
+        self._send = send
+        self._ended = False
+        self.begun = False
+        self.status = 500
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.begun = message["status"], True
+            message["headers"] = self._edge.finished(message["headers"], self._scope)
+        elif self._scope["identity.method"] == "HEAD":
+            if self._ended:
+                return
+            message, self._ended = {"type": "http.response.body", "body": b""}, True
+        await self._send(message)
+
+    def write(self, response: Response) -> bool:
+        """Write a whole answer, if the server takes one; see `protocol.write_whole`."""
+        if self._scope["identity.method"] == "HEAD" or (head := self._edge.written(response, self._scope)) is None:
+            return False
+        if not write_whole(self._send, response.status_code, head, bytes(response.body)):
+            return False
+        self.status, self.begun = response.status_code, True
+        return True
 
 
 _FOREIGN = (403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")

@@ -40,6 +40,7 @@ ERRORS: dict[type[IdentityError], str] = {
 }
 """The `error` of RFC 6749 5.2 for everything that a grant can raise."""
 
+_PLAIN_FORM = b"application/x-www-form-urlencoded"
 _FORM = re.compile(r"application/x-www-form-urlencoded(\s*;\s*charset=\"?utf-8\"?)?\s*", re.IGNORECASE | re.ASCII)
 _MOST_PARAMETERS = 32
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -72,7 +73,8 @@ async def read_form(request: Request) -> Mapping[str, str]:
     Raises:
         InvalidRequest: not a form, not UTF-8, control characters, or a parameter given twice.
     """
-    if not _FORM.fullmatch(request.headers.get("content-type", "")):
+    content_type = request.scope["identity.headers"].get(b"content-type", b"")
+    if content_type != _PLAIN_FORM and not _FORM.fullmatch(content_type.decode("latin-1")):
         raise InvalidRequest("Send the parameters as application/x-www-form-urlencoded.")
     if request.scope["query_string"] and "client_secret" in request.query_params:
         raise InvalidRequest("A secret must not be sent in the URL.")
@@ -84,7 +86,8 @@ async def read_form(request: Request) -> Mapping[str, str]:
     form = dict(pairs)
     if len(form) != len(pairs):
         raise InvalidRequest("A parameter was given more than once.")
-    if _CONTROLS.search("".join(chain.from_iterable(pairs))):
+    text = "".join(chain.from_iterable(pairs))
+    if not text.isprintable() and _CONTROLS.search(text):
         raise InvalidRequest("Parameters must not contain control characters.")
     return {name: value for name, value in form.items() if value}
 
@@ -179,9 +182,9 @@ def _basic(request: Request) -> tuple[str, str] | None:
 
     Empty id and secret, which Swagger UI sends when nothing was filled in, count as absent.
     """
-    values = request.headers.getlist("authorization")
-    if not values:
+    if b"authorization" not in request.scope["identity.headers"]:
         return None
+    values = request.headers.getlist("authorization")
     if len(values) > 1:
         raise InvalidRequest("Identify the client by one method only.")
     scheme, _, encoded = values[0].partition(" ")

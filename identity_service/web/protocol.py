@@ -7,7 +7,8 @@ connection that never says anything.
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD = 32 * 1024
 MAX_PIPELINED = 8
@@ -17,7 +18,10 @@ class BoundedProtocol(HttpToolsProtocol):
     """HTTP/1.1 with a bound on the head, on requests sent ahead of their answers, and on the time a request takes."""
 
     seconds_to_arrive = 20.0
-    _arriving_since: float | None = None
+    _due: float | None = None
+    """When the connection is closed unless a request has arrived; None while one is answered."""
+    _idle = False
+    """Whether nothing of that request is here yet, after one that has been answered."""
     _alarm: asyncio.TimerHandle | None = None
     _beside_bodies = 0
     """Bytes read since the last part of a body: a head, what frames the parts of a body, or what comes after it."""
@@ -25,10 +29,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._begins()
+        self._expect(self.seconds_to_arrive)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._arriving_since = None
+        self._due = None
         if self._alarm is not None:
             self._alarm.cancel()
         super().connection_lost(exc)
@@ -36,18 +40,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._beside_bodies += len(data)
         super().data_received(data)
-        if self.transport.is_closing():
-            return
-        if self._beside_bodies > MAX_HEAD:
+        if self._beside_bodies > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response("The head of the request is too large.")
-        elif self._arriving_since is None and self.cycle is not None and self.cycle.response_complete:
-            self._begins()  # an empty line, which has stopped the server's own clock for idle connections
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        if self._arriving_since is None:
-            self._begins()
+        if self._due is None or self._idle:
+            self._idle = False
+            self._expect(self.seconds_to_arrive)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # what comes after a body is no header (RFC 9110 6.5.1), and may be without end
@@ -66,21 +67,71 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._beside_bodies = 0
-        self._arriving_since = None
+        self._due = None
         super().on_message_complete()
+        if self.cycle.response_complete:  # it was answered before all of it was here
+            self._rest()
 
-    def _begins(self) -> None:
-        """Start waiting for a request. The alarm goes on ringing from one request to another: to set one takes time."""
-        self._arriving_since = self.loop.time()
-        if self._alarm is None:
-            self._alarm = self.loop.call_later(self.seconds_to_arrive, self._look)
-
-    def _look(self) -> None:
-        self._alarm = None
-        if self._arriving_since is None:
+    def on_response_complete(self) -> None:
+        """Do as the server does, but for a timer of its own after each answer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
             return
-        left = self._arriving_since + self.seconds_to_arrive - self.loop.time()
-        if left <= 0:
-            self.transport.abort()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._due is None:
+            self._rest()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        at_once = getattr(app, "answer_at_once", None)  # see `middleware.Edge`
+        if at_once is None or not at_once(cycle.scope, cycle.send):
+            super()._start_asgi_task(cycle, app)
+
+    def _rest(self) -> None:
+        self._idle = True
+        self._expect(self.timeout_keep_alive)
+
+    def _expect(self, seconds: float) -> None:
+        """Wait so long for a request. The alarm goes on ringing from one to another: to set one takes time."""
+        self._due = self.loop.time() + seconds
+        if self._alarm is None:
+            self._set_alarm(seconds)
+
+    def _set_alarm(self, seconds: float) -> None:
+        # Never later than an idle connection is due, which it may be by the time it rings.
+        self._alarm = self.loop.call_later(min(seconds, self.timeout_keep_alive), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._due is None:
+            return
+        left = self._due - self.loop.time()
+        if left > 0:
+            self._set_alarm(left)
+        elif self._idle:
+            self.transport.close()
         else:
-            self._alarm = self.loop.call_later(left, self._look)
+            self.transport.abort()
+
+
+def write_whole(send: Send, status: int, head: bytes, body: bytes) -> bool:
+    """Write an answer in one piece if `send` is of a request that is served here; return whether it was written.
+
+    The server's own way looks at each header again, in answers that are made of a few fixed ones.
+
+    Args:
+        head: a line for each header, `content-length` among them, but `connection` and those of the server itself.
+    """
+    cycle = getattr(send, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle) or cycle.response_started or not cycle.keep_alive:
+        return False
+    if cycle.disconnected or cycle.flow.write_paused:
+        return False
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    of_server = [b"%b: %b\r\n" % pair for pair in cycle.default_headers]
+    cycle.transport.write(b"".join((STATUS_LINE[status], *of_server, head, b"\r\n", body)))
+    cycle.message_event.set()
+    cycle.on_response()
+    return True

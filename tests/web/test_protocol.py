@@ -1,19 +1,24 @@
 """What a client may send before it is a request: bounded in size, in number and in time, and linear to read."""
 
 import asyncio
+import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import httpx2
 import pytest
 import uvicorn
+from fastapi import Request, Response
 from starlette.responses import PlainTextResponse
 
+from identity_service.app import edge_of
+from identity_service.web.direct import DirectRoute
 from identity_service.web.protocol import MAX_HEAD, BoundedProtocol
-from tests.conftest import Api
+from tests.conftest import ISSUER, Api
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -35,7 +40,7 @@ def listening() -> Iterator[Callable[[type[BoundedProtocol]], int]]:
 
     def start(protocol: type[BoundedProtocol]) -> int:
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(application, http=protocol, lifespan="off", log_config=None)
+        config = uvicorn.Config(application, http=protocol, lifespan="off", log_config=None, timeout_keep_alive=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -138,13 +143,14 @@ def test_a_request_that_does_not_arrive_is_not_waited_for(listening, part):
 @pytest.mark.parametrize(
     ("first", "then"),
     [
+        (GET, b""),
         (GET, b"\r\n"),
+        (GET, GET[:9]),
         (b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n", b"a"),
     ],
-    ids=["an empty line", "a body after its answer"],
+    ids=["nothing", "an empty line", "the beginning of another request", "a body after its answer"],
 )
 def test_a_connection_that_says_nothing_more_is_not_kept(listening, first, then):
-    """The server's own clock for idle connections stops at the first byte that comes, whatever it is."""
     with socket.create_connection(("127.0.0.1", listening(Impatient)), timeout=3) as connection:
         connection.sendall(first)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
@@ -185,3 +191,102 @@ async def lasting(api: Api, **headers: str) -> float:
 async def test_no_header_is_read_in_quadratic_time(api, header):
     """One request of 30 kB must not hold up everybody else's."""
     assert await lasting(api, **header) < 1
+
+
+# Answers that are written whole
+
+
+@pytest.fixture
+async def served(api: Api) -> AsyncIterator[httpx2.AsyncClient]:
+    """The same service behind its server, in this event loop."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        edge_of(api.app), http=BoundedProtocol, lifespan="off", log_config=None, server_header=False
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    # Named as the tests without a server name it, so that both see the same request.
+    base_url, host = f"http://127.0.0.1:{listener.getsockname()[1]}", httpx2.URL(ISSUER).host
+    async with httpx2.AsyncClient(base_url=base_url, headers={"Host": host}) as http:
+        yield http
+    server.should_exit = True
+    await serving
+
+
+APP = {"Origin": "https://app.example.com"}
+WRONG_CLIENT = {"Authorization": "Basic bm9ib2R5OndvcmRz"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "form", "headers"),
+    [
+        ("GET", "/.well-known/jwks.json", None, {}),
+        ("GET", "/.well-known/jwks.json", None, APP),
+        ("GET", "/.well-known/jwks.json", None, {"If-None-Match": "*"}),
+        ("HEAD", "/.well-known/jwks.json", None, {}),
+        ("POST", "/.well-known/jwks.json", {}, {}),
+        ("GET", "/.well-known/jwks.json", {"a": "body"}, {}),
+        ("GET", "/.well-known/jwks.json", None, {"Host": "elsewhere.example.com"}),
+        ("GET", "/.well-known%2fjwks.json", None, {}),
+        ("GET", "/.well-known/oauth-authorization-server", None, {}),
+        ("GET", "/", None, {"Origin": "https://evil.example.com"}),
+        ("GET", "/", None, {"Connection": "close"}),
+        ("POST", "/token", {"grant_type": "refresh_token", "refresh_token": "e30.e30.c2ln"}, APP),
+        ("POST", "/token", {"grant_type": "refresh_token"}, WRONG_CLIENT),
+        ("POST", "/token", {"grant_type": "nonsense"}, {}),
+        ("POST", "/revoke", {"token": "nonsense"}, {}),
+        ("POST", "/introspect", {"token": "nonsense"}, WRONG_CLIENT),
+    ],
+)
+async def test_an_answer_is_the_same_written_whole_or_in_parts(api, served, method, path, form, headers):
+    """Without a server, as tests ask, there is nothing to write to, and answers go the framework's way."""
+    asked: dict[str, Any] = {"headers": {"X-Request-ID": "mine", **headers}}
+    if form is not None:
+        asked["data"] = form
+    in_parts, written = await api.http.request(method, path, **asked), await served.request(method, path, **asked)
+    assert (written.status_code, written.content) == (in_parts.status_code, in_parts.content)
+    of_server = {"date", "connection"}
+    headers_of = [
+        sorted(pair for pair in answer.headers.multi_items() if pair[0] not in of_server)
+        for answer in (in_parts, written)
+    ]
+    assert headers_of[0] == headers_of[1]
+    assert len(written.headers.get_list("date")) == 1
+
+
+async def test_an_answer_that_is_written_whole_is_counted_and_timed(api, served, caplog):
+    with caplog.at_level(logging.INFO, "identity_service.request"):
+        assert (await served.get("/.well-known/jwks.json", headers={"X-Request-ID": "mine"})).status_code == 200
+    (line,) = [record for record in caplog.records if record.name == "identity_service.request"]
+    assert (line.request_id, line.path, line.status) == ("mine", "/.well-known/jwks.json", 200)
+    labels = {"method": "GET", "route": "/.well-known/jwks.json", "status": "200"}
+    registry = api.app.state.metrics.registry
+    assert registry.get_sample_value("http_server_request_duration_seconds_count", labels) == 1
+
+
+async def test_documents_are_answered_in_the_order_in_which_they_were_asked_for(served):
+    """One that is at hand must not overtake the answer to what was sent before it on the same connection."""
+    asked = [
+        b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    ]
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.base_url.port)
+    writer.write(b"".join(asked))
+    answers = await reader.read()
+    writer.close()
+    found = [answers.index(part) for part in (b'"missing"', b'"docs"', b'"status":"ok"}', b'"keys"')]
+    assert answers.count(b"HTTP/1.1 200 OK") == 4
+    assert found == sorted(found)
+
+
+async def test_a_header_with_a_line_break_is_never_written(api, served):
+    async def split(request: Request) -> Response:
+        return Response("a", headers={"X-Name": "a\r\nX-Other: b"})
+
+    edge = api.app.middleware_stack
+    edge._direct = dict(edge._direct) | {("GET", "/split"): DirectRoute("/split", split, response_model=None)}
+    answer = await served.get("/split")
+    assert answer.status_code == 500
+    assert "x-other" not in answer.headers
