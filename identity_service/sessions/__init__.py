@@ -6,6 +6,7 @@ bytes of refresh tokens that of `tokens`.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from identity_service.revocation import Revocable
@@ -86,8 +87,7 @@ class SessionSummary:
     expires_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """A session as it stands, with its user's roles and the scopes that the database says these give now.
 
     `scope` is what the login was granted, `rotated_at` when the current refresh token was issued.

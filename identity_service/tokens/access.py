@@ -1,9 +1,8 @@
 """Access tokens (RFC 9068): how they are minted, and our own reading of them, with the verifier's eyes."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from identity_service.errors import TokenRejected
@@ -15,8 +14,7 @@ from identity_service.verifier.rejection import TokenRejected as VerifierRejecte
 TYP = "at+jwt"
 
 
-@dataclass(frozen=True, slots=True)
-class AccessClaims:
+class AccessClaims(NamedTuple):
     """The checked claims of a user's access token."""
 
     issuer: str
@@ -33,8 +31,7 @@ class AccessClaims:
     roles: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ClientClaims:
+class ClientClaims(NamedTuple):
     """The checked claims of an access token that a client got for itself. Its subject is the client."""
 
     issuer: str

@@ -1,8 +1,8 @@
 """Refresh tokens: which session, and which generation of it. What a generation is worth is decided in `sessions`."""
 
 import re
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from identity_service.errors import TokenRejected
@@ -14,8 +14,7 @@ TYP = "rt+jwt"
 _GENERATION = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshClaims:
+class RefreshClaims(NamedTuple):
     """The checked claims of a refresh token. Its `jti` is `<session id>.<generation>`; it has no `nbf`."""
 
     issuer: str

@@ -5,7 +5,7 @@ import hmac
 import json
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -291,7 +291,7 @@ async def test_another_clients_token_ends_nothing(api, alice, kind):
     module: Any = {"access": access, "refresh": refresh}[kind]
     more = {"access": (api.runtime.status_lists.reference(0),), "refresh": ()}[kind]
     claims = module.read(mine.all[2][f"{kind}_token"], ring, issuer=ISSUER, now=now)
-    done(await revoke(api, module.mint(ring.signer(now), replace(claims, client_id="other"), *more)))
+    done(await revoke(api, module.mint(ring.signer(now), claims._replace(client_id="other"), *more)))
     await mine.assert_alive(api)
     done(await revoke(api, module.mint(ring.signer(now), claims, *more)))
     await mine.assert_ended(api)
