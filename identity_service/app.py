@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
 
 from identity_service import logs, throttling
 from identity_service import settings as configuration
@@ -162,7 +161,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
     return app
 
 
-def from_environment() -> ASGIApp:
+def from_environment() -> Edge:
     """Wire a service for a worker process, which gets nothing but the environment."""
     settings = configuration.load().settings
     logs.configure(settings.log_level)
@@ -172,9 +171,9 @@ def from_environment() -> ASGIApp:
     return edge_of(app)
 
 
-def edge_of(app: FastAPI) -> ASGIApp:
+def edge_of(app: FastAPI) -> Edge:
     """Return what a server calls: the edge by itself, which needs nothing of the framework's way to it."""
-    assert app.middleware_stack is not None, "`create_app` put it there"
+    assert isinstance(app.middleware_stack, Edge), "`create_app` put it there"
     return app.middleware_stack
 
 

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 import uvicorn
-from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from identity_service import logs
@@ -25,6 +24,7 @@ from identity_service.revocation.feed import MAX_FOLLOWERS
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
 from identity_service.signing.live import LiveKeyring, key_folder, open_keys
+from identity_service.web.middleware import Edge
 from identity_service.web.protocol import BoundedProtocol
 
 GRACE_SECONDS = 20
@@ -158,7 +158,7 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
         raise ConfigurationError("The service did not start; see the lines above.")
 
 
-def _config(settings: Settings, app: ASGIApp | str) -> uvicorn.Config:
+def _config(settings: Settings, app: Edge | str) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         factory=isinstance(app, str),
