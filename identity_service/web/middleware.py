@@ -129,7 +129,11 @@ class Edge:
             return False
         scope["route"] = route
         answer = _Answer(self, scope, send)
-        if not answer.write(route.endpoint(Request(scope))):
+        try:
+            response = route.endpoint(Request(scope))
+        except Exception:  # noqa: BLE001 - it fails again on the ordinary way, where that is seen to
+            return False
+        if not answer.write(response):
             return False
         self._closed(scope, answer.status, time.perf_counter() - started)
         return True

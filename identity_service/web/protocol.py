@@ -26,6 +26,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _beside_bodies = 0
     """Bytes read since the last part of a body: a head, what frames the parts of a body, or what comes after it."""
     _in_head = True
+    _at_once = 0
+    """Answers written since something was read, without a task and so without letting anybody else run."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -39,6 +41,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._beside_bodies += len(data)
+        self._at_once = 0
         super().data_received(data)
         if self._beside_bodies > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response("The head of the request is too large.")
@@ -84,9 +87,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._rest()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        at_once = getattr(app, "answer_at_once", None)  # see `middleware.Edge`
-        if at_once is None or not at_once(cycle.scope, cycle.send):
-            super()._start_asgi_task(cycle, app)
+        answer_at_once = getattr(app, "answer_at_once", None)  # see `middleware.Edge`
+        if answer_at_once is not None and self._at_once < MAX_PIPELINED:
+            self._at_once += 1
+            if answer_at_once(cycle.scope, cycle.send):
+                return
+        super()._start_asgi_task(cycle, app)
 
     def _rest(self) -> None:
         self._idle = True

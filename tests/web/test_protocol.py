@@ -16,6 +16,8 @@ from fastapi import Request, Response
 from starlette.responses import PlainTextResponse
 
 from identity_service.app import edge_of
+from identity_service.cli.serve import _config
+from identity_service.errors import KeysUnavailable
 from identity_service.web.direct import DirectRoute
 from identity_service.web.protocol import MAX_HEAD, BoundedProtocol
 from tests.conftest import ISSUER, Api
@@ -200,9 +202,8 @@ async def test_no_header_is_read_in_quadratic_time(api, header):
 async def served(api: Api) -> AsyncIterator[httpx2.AsyncClient]:
     """The same service behind its server, in this event loop."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        edge_of(api.app), http=BoundedProtocol, lifespan="off", log_config=None, server_header=False
-    )
+    config = _config(api.settings, edge_of(api.app))
+    config.lifespan = "off"
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     # Named as the tests without a server name it, so that both see the same request.
@@ -279,6 +280,41 @@ async def test_documents_are_answered_in_the_order_in_which_they_were_asked_for(
     found = [answers.index(part) for part in (b'"missing"', b'"docs"', b'"status":"ok"}', b'"keys"')]
     assert answers.count(b"HTTP/1.1 200 OK") == 4
     assert found == sorted(found)
+
+
+async def test_a_document_is_answered_without_a_task(api, served):
+    """As soon as the head of the request is there; all else about it is as ever."""
+
+    def note(request: Request) -> Response:
+        assert asyncio.current_task() is None
+        return Response("noted")
+
+    edge = api.app.middleware_stack
+    edge._at_once = {("GET", "/note"): DirectRoute("/note", note)}
+    assert (await served.get("/note")).text == "noted"
+
+
+async def test_documents_asked_for_far_ahead_of_their_answers_end_the_connection(served):
+    """They are answered without a task, and still nobody else may have to wait for thousands of them."""
+    ahead = b"GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 600
+    answers = await asyncio.to_thread(talk, served.base_url.port, ahead)
+    assert 0 < answers.count(b"HTTP/1.1 200 OK") < 100
+
+
+async def test_a_document_that_fails_is_a_problem_document(api, served):
+    def fail(request: Request) -> Response:
+        raise RuntimeError("secret")
+
+    def refuse(request: Request) -> Response:
+        raise KeysUnavailable
+
+    edge = api.app.middleware_stack
+    routes = {path: DirectRoute(path, endpoint) for path, endpoint in (("/fail", fail), ("/refuse", refuse))}
+    edge._direct = edge._at_once = dict(edge._direct) | {("GET", path): route for path, route in routes.items()}
+    failed, refused = await served.get("/fail"), await served.get("/refuse")
+    assert (failed.status_code, failed.json()["code"]) == (500, "internal_error")
+    assert (refused.status_code, refused.json()["code"]) == (503, "temporarily_unavailable")
+    assert "secret" not in failed.text
 
 
 async def test_a_header_with_a_line_break_is_never_written(api, served):
