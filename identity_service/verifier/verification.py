@@ -218,7 +218,8 @@ class Verifier:
                 await self._revocations.require(status)
         if key is not None and self._keys.held(key.key_id) is key:  # not revoked while we waited for the list
             cache.put(digest, claims)
-        if type(unverified_token) is str:
+        elif key is None and type(unverified_token) is str:
+            # Only the second time: tokens that are seen once would push out those that are used.
             cache.keep_fresh(fresh, unverified_token, claims)
         return claims
 
