@@ -242,12 +242,14 @@ class Verifier:
 
 
 def _exact_bytes(unverified_token: str | bytes) -> bytes:
-    if not isinstance(unverified_token, str | bytes):
+    if not isinstance(unverified_token, (str, bytes)):
         raise TokenRejected("malformed", "neither text nor bytes")
     if len(unverified_token) > MAX_LENGTH:
         raise TokenRejected("malformed", "too long")
+    if isinstance(unverified_token, bytes):
+        return unverified_token
     try:
-        return unverified_token.encode() if isinstance(unverified_token, str) else unverified_token
+        return unverified_token.encode()
     except UnicodeEncodeError:
         raise TokenRejected("malformed", "not text") from None
 
