@@ -5,6 +5,7 @@ import pytest
 from identity_service.verifier import TokenRejected
 from identity_service.verifier.cache import FRESH_TOKENS, TokenCache
 from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.revocations import SILENCE
 from tests.verifier.conftest import LIST, Clock, Issuer, until
 
 
@@ -116,6 +117,20 @@ async def test_a_list_that_changes_makes_every_token_looked_at_again(issuer: Iss
         issuer.requests.clear()
         verifier._revocations._lists[LIST].due_at = issuer.clock()
         await until(lambda: issuer.asked("/status-lists/1") > 0 and not verifier._cache.fresh)
+        with pytest.raises(TokenRejected, match="revoked"):
+            await verifier.verify(token)
+
+
+async def test_silence_makes_every_token_looked_at_again(issuer: Issuer) -> None:
+    """A task that hangs says nothing, and neither does one whose loop is gone."""
+    async with issuer.verifier() as verifier:
+        token = issuer.token()
+        await verifier.verify(token)
+        await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+        await verifier.verify(token)
+        assert token in verifier._cache.fresh
+        issuer.revoked = set(range(1024))
+        issuer.clock.advance(SILENCE + 5)
         with pytest.raises(TokenRejected, match="revoked"):
             await verifier.verify(token)
 
