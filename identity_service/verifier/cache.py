@@ -1,9 +1,9 @@
 """Tokens that have been verified, so that the next request with the same bytes costs microseconds.
 
 Two layers. Most tokens are kept by SHA-256 of their exact bytes: two spellings of a token are two tokens, and a
-kilobyte of text becomes 32 bytes. The few used most are kept by that text itself, which spares the digest, and only
-for as long as nothing was heard that could speak against any of them. What that is, `verification` says; nothing here
-decides about a token.
+kilobyte of text becomes 32 bytes. The few used most are kept by that text itself as well, from the second time on: it
+spares the digest, and lasts only until something is heard that could speak against any of them. What that is,
+`verification` says; nothing here decides about a token.
 """
 
 from identity_service.verifier.claims import Claims

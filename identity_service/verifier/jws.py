@@ -137,7 +137,8 @@ def parse_object(encoded: bytes) -> dict[str, Any]:
     try:
         text = encoded.decode()
         # How deep is too deep must not depend on the interpreter.
-        value, end = _scan(text, 0) if text.count("[") + text.count("{") <= _MOST_BRACKETS else (None, 0)
+        shallow = len(text) <= _MOST_BRACKETS or text.count("[") + text.count("{") <= _MOST_BRACKETS
+        value, end = _scan(text, 0) if shallow else (None, 0)
         if "\\" in text:
             # An escaped lone surrogate is a str that nobody can encode again: a crash somewhere downstream.
             json.dumps(value, ensure_ascii=False).encode()

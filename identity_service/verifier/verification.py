@@ -218,7 +218,8 @@ class Verifier:
                 await self._revocations.require(status)
         if key is not None and self._keys.held(key.key_id) is key:  # not revoked while we waited for the list
             cache.put(digest, claims)
-        if type(unverified_token) is str:
+        elif key is None and type(unverified_token) is str:
+            # Only the second time: tokens that are seen once would push out those that are used.
             cache.keep_fresh(fresh, unverified_token, claims)
         return claims
 
@@ -241,12 +242,14 @@ class Verifier:
 
 
 def _exact_bytes(unverified_token: str | bytes) -> bytes:
-    if not isinstance(unverified_token, str | bytes):
+    if not isinstance(unverified_token, (str, bytes)):
         raise TokenRejected("malformed", "neither text nor bytes")
     if len(unverified_token) > MAX_LENGTH:
         raise TokenRejected("malformed", "too long")
+    if isinstance(unverified_token, bytes):
+        return unverified_token
     try:
-        return unverified_token.encode() if isinstance(unverified_token, str) else unverified_token
+        return unverified_token.encode()
     except UnicodeEncodeError:
         raise TokenRejected("malformed", "not text") from None
 

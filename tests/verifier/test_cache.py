@@ -5,6 +5,7 @@ import pytest
 from identity_service.verifier import TokenRejected
 from identity_service.verifier.cache import FRESH_TOKENS, TokenCache
 from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.revocations import SILENCE
 from tests.verifier.conftest import LIST, Clock, Issuer, until
 
 
@@ -83,6 +84,8 @@ async def test_whatever_is_heard_makes_every_token_looked_at_again(issuer: Issue
     verifier = issuer.verifier(follow_revocations=False)
     token = issuer.token()
     await verifier.verify(token)
+    assert not verifier._cache.fresh, "tokens that are seen once would push out those that are used"
+    await verifier.verify(token)
     assert token in verifier._cache.fresh
     verifier.hear_revoked(StatusReference(LIST, 7), int(issuer.clock()) + 600)
     assert not verifier._cache.fresh
@@ -104,14 +107,30 @@ async def test_a_list_that_changes_makes_every_token_looked_at_again(issuer: Iss
     async with issuer.verifier() as verifier:
         token = issuer.token()
         await verifier.verify(token)
-        assert not verifier._cache.fresh, "it was asked about before its list was there"
         await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+        del verifier._revocations._lists[LIST]
+        await verifier.verify(token)
+        assert not verifier._cache.fresh, "it was asked about before its list was there"
         await verifier.verify(token)
         assert token in verifier._cache.fresh
         issuer.revoked = set(range(1024))
         issuer.requests.clear()
         verifier._revocations._lists[LIST].due_at = issuer.clock()
         await until(lambda: issuer.asked("/status-lists/1") > 0 and not verifier._cache.fresh)
+        with pytest.raises(TokenRejected, match="revoked"):
+            await verifier.verify(token)
+
+
+async def test_silence_makes_every_token_looked_at_again(issuer: Issuer) -> None:
+    """A task that hangs says nothing, and neither does one whose loop is gone."""
+    async with issuer.verifier() as verifier:
+        token = issuer.token()
+        await verifier.verify(token)
+        await until(lambda: verifier._revocations._lists[LIST].connection == 1)
+        await verifier.verify(token)
+        assert token in verifier._cache.fresh
+        issuer.revoked = set(range(1024))
+        issuer.clock.advance(SILENCE + 5)
         with pytest.raises(TokenRejected, match="revoked"):
             await verifier.verify(token)
 
@@ -123,14 +142,16 @@ async def test_the_fresh_ones_are_few_and_text(issuer: Issuer) -> None:
         cache.keep_fresh(cache.fresh, str(number), claims)
         assert len(cache.fresh) <= FRESH_TOKENS
     verifier = issuer.verifier(follow_revocations=False)
-    await verifier.verify(issuer.token().encode())
-    assert not verifier._cache.fresh
+    octets = issuer.token().encode()
+    for _ in range(3):
+        await verifier.verify(octets)
+        assert not verifier._cache.fresh
 
 
 async def test_who_rejects_when_nothing_is_heard_looks_every_time(issuer: Issuer) -> None:
     async with issuer.verifier(on_stale="reject") as verifier:
         token = issuer.token()
-        for _ in range(2):
+        for _ in range(3):
             await verifier.verify(token)
             assert not verifier._cache.fresh
 
