@@ -17,6 +17,7 @@ from identity_service.throttling import (
     password_attempt,
     token_attempt,
 )
+from identity_service.throttling.store import key_of_account
 from tests.conftest import START, TESTER
 from tests.throttling.conftest import with_failures
 
@@ -198,6 +199,13 @@ async def test_unlocking_forgets_and_is_recorded(api):
     assert await api.scalar("SELECT details->>'failures' FROM audit_events WHERE event = 'user.unlocked'") == "20"
     async with api.database.connection() as db:
         assert await throttling.standing(db, ALICE, now=START) == throttling.Standing()
+
+
+async def test_postgres_knows_the_key_of_an_account(api):
+    key = await api.scalar(f"SELECT {key_of_account('$1::uuid')}", ALICE)
+    assert key == attempt_of().target_key
+    assert key == attempt_of(None, "alice").at_account(ALICE).target_key
+    assert attempt_of(None, "alice").target_key != key
 
 
 async def test_what_was_typed_is_nowhere_to_be_read(api):
