@@ -211,11 +211,11 @@ async def admit(db: Connection, attempt: Attempt, *, now: datetime) -> None:
         Throttled: others have failed too often since `check`.
     """
     tallies = await store.find(db, attempt.keys)
+    refuse_blocked(attempt, tallies, now=now)
     if attempt.target is not None and attempt.target.key in tallies:
         # Whoever counts a failure at this moment holds the row. What is left after that is looked at.
         await store.delete_open(db, attempt.target.key, now=now)
-        tallies = await store.find(db, attempt.keys)
-    refuse_blocked(attempt, tallies, now=now)
+        refuse_blocked(attempt, await store.find(db, attempt.keys), now=now)
 
 
 @dataclass(frozen=True, slots=True)

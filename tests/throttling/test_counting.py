@@ -105,6 +105,19 @@ async def test_a_right_guess_that_was_let_in_before_the_block_began_does_not_win
     await admit(api.database, attempt_of(), START + SECOND)
 
 
+async def test_a_right_guess_that_finds_a_block_asks_for_nothing_else(api):
+    """A wrong one does not either: how long the answer takes should not tell them apart."""
+    await fail_patiently(api.database, attempt_of(), 6)
+    asked: list[str] = []
+    async with api.database.connection() as db:
+        await throttling.check(db, attempt_of(), now=START + SECOND)  # the connection learns the types
+        with db.query_logger(lambda record: asked.append(record.query)):
+            with pytest.raises(Throttled):
+                await throttling.admit(db, attempt_of(), now=START)
+            await asyncio.sleep(0)  # loggers are called a turn later
+    assert asked == [throttling.store.FIND]
+
+
 async def test_a_success_waits_for_the_failure_that_is_being_counted(api):
     await fail_patiently(api.database, attempt_of(), 5)
     counted, decided = asyncio.Event(), asyncio.Event()
