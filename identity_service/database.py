@@ -218,7 +218,8 @@ class _Loan:
 class Database:
     """A pool of connections to one Postgres.
 
-    `connection()` is for single statements, each its own transaction; `transact()` for several that belong together.
+    `connection()` is for single statements, each its own transaction; `transact()` for several that belong together, or
+    for one that may get into another's way.
     """
 
     def __init__(self, pool: Pool, url: str) -> None:
@@ -248,19 +249,25 @@ class Database:
         """Return what is at hand to the pool."""
         await self._lending.close()
 
-    async def transact(self, unit: Callable[[Connection], Awaitable[T]], *, attempts: int = ATTEMPTS) -> T:
+    async def transact(
+        self, unit: Callable[[Connection], Awaitable[T]], *, attempts: int = ATTEMPTS, one_statement: bool = False
+    ) -> T:
         """Run `unit` in one transaction, again from the start when Postgres asks for it (40001, 40P01).
 
         Args:
             attempts: 1 for what cannot be done twice, such as reading a stream.
+            one_statement: `unit` is no more than that. It is its own transaction, and spares two round trips.
 
         Raises:
             DatabaseUnavailable: as of `connection`, and when Postgres still asks for it after the last attempt.
         """
         for attempt in range(attempts):
             try:
-                async with self.connection() as connection, connection.transaction():
-                    return await unit(connection)
+                async with self.connection() as connection:
+                    if one_statement:
+                        return await unit(connection)
+                    async with connection.transaction():
+                        return await unit(connection)
             except _CONFLICTS as error:
                 if attempt == attempts - 1:
                     text = "Somebody else changed the same at this moment; try again."

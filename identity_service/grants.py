@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from identity_service import audit, scopes, throttling
-from identity_service.accounts import authentication, roles
+from identity_service.accounts import Credentials, authentication, roles
 from identity_service.accounts import store as accounts
+from identity_service.accounts.hashing import Verdict
 from identity_service.audit import Actor, Event, Subject
 from identity_service.clients import Client, own_tokens
 from identity_service.database import Connection
@@ -23,7 +24,7 @@ from identity_service.errors import (
     TokenRejected,
 )
 from identity_service.runtime import Runtime
-from identity_service.sessions import Claim, Session, SessionLimits, lifecycle, rotation
+from identity_service.sessions import Claim, Login, Session, SessionLimits, lifecycle, rotation
 from identity_service.shell import token_id, uuid7
 from identity_service.signing.keyring import Key
 from identity_service.throttling import Attempt
@@ -61,12 +62,10 @@ async def password(
     requested = scopes.parse(scope)
     key = runtime.keys.current.signer(runtime.now())
     async with runtime.database.connection() as db:
-        identified = await authentication.identify(db, username)
-        attempt = throttling.password_attempt(
-            identified.user_id, identified.username, by.address, exempt=runtime.settings.throttle_exempt
+        identified = await authentication.identify(
+            db, username, by.address, exempt=runtime.settings.throttle_exempt, now=runtime.now()
         )
-        await throttling.check(db, attempt, now=runtime.now())
-    credentials = identified.credentials
+    credentials, attempt = identified.credentials, identified.attempt
     subject = Subject("user", str(credentials.user.id)) if credentials is not None else None
     asking = replace(by, client_id=client.client_id)
     verdict = await authentication.prove(
@@ -76,28 +75,21 @@ async def password(
         count=lambda error: count_failure(runtime, attempt, Event.USER_LOGIN, subject, error, by=asking),
     )
     assert credentials is not None, "an unknown user is never proved"
-    user, now, limits = credentials.user, runtime.now(), runtime.session_limits(client)
-
-    async def start(db: Connection) -> Session:
-        await throttling.admit(db, attempt, now=now)
-        if verdict.replacement is not None:
-            await accounts.update_hash(db, user.id, old=credentials.password_hash, new=verdict.replacement)
-        return await lifecycle.start(
-            db,
-            uuid7(now),
-            user.id,
-            client_id=client.client_id,
-            scope=roles.granted(requested, roles.given(user.roles, credentials.role_scopes)),
-            amr=("pwd",),
-            password_changed_at=user.password_changed_at,
-            by=by,
-            now=now,
-            limits=limits,
-        )
-
+    user, now = credentials.user, runtime.now()
+    login = Login(
+        session_id=uuid7(now),
+        user_id=user.id,
+        client_id=client.client_id,
+        scope=roles.granted(requested, roles.given(user.roles, credentials.role_scopes)),
+        amr=("pwd",),
+        password_changed_at=user.password_changed_at,
+        by=by,
+        now=now,
+        limits=runtime.session_limits(client),
+    )
     async with runtime.passwords.holding_back(verdict):
         try:
-            session = await runtime.database.transact(start)
+            session = await _start(runtime, login, attempt, credentials, verdict)
         except InvalidCredentials as error:
             # Overtaken by a change of the account. The password was right, so that this was no guess.
             async with runtime.database.connection() as db:
@@ -105,7 +97,27 @@ async def password(
                     db, Event.USER_LOGIN, subject, by=asking, now=now, outcome="failure", reason=error.detail
                 )
             raise
-    return await _issue(runtime, client, key, session, scope=session.scope, now=now, limits=limits)
+    return await _issue(runtime, client, key, session, scope=session.scope, now=now, limits=login.limits)
+
+
+async def _start(
+    runtime: Runtime, login: Login, attempt: Attempt, credentials: Credentials, verdict: Verdict
+) -> Session:
+    """Begin the session: in one statement, unless something is to be forgiven or replaced besides."""
+    if verdict.replacement is None:
+        session = await runtime.database.transact(
+            lambda db: lifecycle.start_unless_counted(db, login, attempt), one_statement=True
+        )
+        if session is not None:
+            return session
+
+    async def start(db: Connection) -> Session:
+        await throttling.admit(db, attempt, now=login.now)
+        if verdict.replacement is not None:
+            await accounts.update_hash(db, login.user_id, old=credentials.password_hash, new=verdict.replacement)
+        return await lifecycle.start(db, login)
+
+    return await runtime.database.transact(start)
 
 
 async def count_failure(

@@ -211,11 +211,20 @@ async def test_a_conflict_is_tried_again_and_then_given_up(database_url):
         await db.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
 
     async with open_database(database_url, pool_size=1) as database:
-        for most in (ATTEMPTS, 1):
+        for most, one_statement in ((ATTEMPTS, False), (1, False), (ATTEMPTS, True)):
             attempts = 0
             with pytest.raises(DatabaseUnavailable):
-                await database.transact(conflicting, attempts=most)
+                await database.transact(conflicting, attempts=most, one_statement=one_statement)
             assert attempts == most
+
+
+async def test_one_statement_is_its_own_transaction(database_url):
+    async def unit(db):
+        return db.is_in_transaction(), await db.fetchval("SELECT 1")
+
+    async with open_database(database_url, pool_size=1) as database:
+        assert await database.transact(unit, one_statement=True) == (False, 1)
+        assert await database.transact(unit) == (True, 1)
 
 
 async def test_a_deadlock_is_resolved_by_trying_again(database_url):

@@ -43,6 +43,19 @@ async def test_a_refresh_asks_the_database_once(start_api: StartApi):
     assert "UPDATE sessions" in asked[0]
 
 
+async def test_a_login_asks_the_database_twice(start_api: StartApi):
+    """Before the password is hashed and after it. Each is one statement, which is its own transaction."""
+    async with start_api(database_pool_size=1) as api:
+        alice = await api.sign_up("alice")
+        await alice.log_in()  # what follows is not the first
+        asked = await statements_of(api, alice.log_in())
+    before, after = asked
+    assert "password_hash" in before
+    assert "throttles" in before
+    for part in ("throttles", "INSERT INTO sessions", "INSERT INTO audit_events"):
+        assert part in after
+
+
 async def test_refreshes_that_come_together_ask_the_database_together(start_api: StartApi):
     """The first goes at once, all others with the next."""
     async with start_api(database_pool_size=1) as api:

@@ -3,14 +3,16 @@
 import unicodedata
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from uuid import UUID
+from datetime import datetime
 
+from identity_service import throttling
 from identity_service.accounts import Credentials, User, store
 from identity_service.accounts.hashing import PasswordHashing, Verdict
 from identity_service.accounts.passwords import normalise
 from identity_service.accounts.registration import normalise_username
 from identity_service.database import Connection
 from identity_service.errors import InvalidCredentials, PasswordRejected, TokenRejected, UsernameRejected
+from identity_service.throttling import Attempt, Networks
 from identity_service.tokens.access import AccessClaims
 
 
@@ -20,25 +22,37 @@ class Identified:
 
     Args:
         credentials: what to check a login against; None for an unknown user.
-        user_id, username: whose failure it is when the login fails: an account, or a name that nobody has.
+        attempt: whose failure it is when the login fails: of an account, or of a name that nobody has.
     """
 
     credentials: Credentials | None
-    user_id: UUID | None
-    username: str
+    attempt: Attempt
 
 
-async def identify(db: Connection, unverified_username: str) -> Identified:
-    """Return whom somebody wants to log in as. An impossible username is an unknown one, and costs the same query."""
+async def identify(
+    db: Connection, unverified_username: str, address: str | None, *, exempt: Networks, now: datetime
+) -> Identified:
+    """Return whom somebody wants to log in as. An impossible username is an unknown one, and costs the same query.
+
+    Args:
+        address: where they ask from.
+        exempt: networks whose addresses are not counted.
+
+    Raises:
+        Throttled: not yet; nothing was spent on it.
+    """
+    possible = True
     try:
         username = normalise_username(unverified_username)
     except UsernameRejected:
         # Opens no account. But whoever tries an account with spaces around its name has tried that account.
-        username = _bare(unverified_username)
-        found = await store.find_credentials(db, username)
-        return Identified(None, found.user.id if found is not None else None, username)
-    found = await store.find_credentials(db, username)
-    return Identified(found, found.user.id if found is not None else None, username)
+        username, possible = _bare(unverified_username), False
+    attempt = throttling.password_attempt(None, username, address, exempt=exempt)
+    found, tallies = await store.find_credentials(db, username, attempt)
+    if found is not None:
+        attempt = attempt.at_account(found.user.id)
+    throttling.refuse_blocked(attempt, tallies, now=now)
+    return Identified(found if possible else None, attempt)
 
 
 def _bare(impossible_username: str) -> str:

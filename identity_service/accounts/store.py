@@ -12,6 +12,8 @@ from identity_service.accounts import Credentials, Role, User
 from identity_service.database import Connection, Record
 from identity_service.errors import UsernameTaken
 from identity_service.sessions.store import _OF_WELCOME_CLIENT
+from identity_service.throttling import Attempt
+from identity_service.throttling.store import _TALLY, Tally, key_of_account, tallies_of
 from identity_service.tokens.access import AccessClaims
 
 _LIKE = re.compile(r"[\\%_]")
@@ -38,7 +40,13 @@ SEARCH = f"""
        AND (u.username LIKE $4 OR lower(u.email) LIKE $4)
      ORDER BY u.username LIMIT $2
 """
-FIND_CREDENTIALS = f"SELECT {_CREDENTIALS} FROM users AS u WHERE u.username = $1"
+# With the failures that count against them, or where nobody has the name against that: a login looks once.
+FIND_CREDENTIALS = f"""
+    SELECT {_CREDENTIALS}, {_TALLY}
+      FROM (VALUES ($1)) AS asked (username)
+      LEFT JOIN users AS u ON u.username = asked.username
+      LEFT JOIN throttles AS t ON t.key IN (coalesce({key_of_account("u.id")}, $2), $3)
+"""
 FIND_CREDENTIALS_BY_ID = f"SELECT {_CREDENTIALS} FROM users AS u WHERE u.id = $1"
 # One look at everything that can end a token before its time, in the database that every worker shares.
 FIND_CALLER = f"""
@@ -225,9 +233,16 @@ async def list_users(db: Connection, *, prefix: str, role: str | None, after: st
     return [_user(row) for row in await db.fetch(SEARCH, after, limit, role, _LIKE.sub(r"\\\g<0>", prefix) + "%")]
 
 
-async def find_credentials(db: Connection, username: str) -> Credentials | None:
-    row = await db.fetchrow(FIND_CREDENTIALS, username)
-    return _credentials(row) if row is not None else None
+async def find_credentials(
+    db: Connection, username: str, attempt: Attempt
+) -> tuple[Credentials | None, dict[bytes, Tally]]:
+    """Return whom a name means, and the tallies of an attempt at it: those of the account, if there is one."""
+    rows = await db.fetch(FIND_CREDENTIALS, username, attempt.target_key, attempt.place_key)
+    found = rows[0]
+    return (
+        _credentials(found) if found["id"] is not None else None,
+        tallies_of([row for row in rows if row["key"] is not None]),
+    )
 
 
 async def find_credentials_by_id(db: Connection, user_id: UUID) -> Credentials | None:

@@ -5,6 +5,7 @@
 lost.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from uuid import UUID
 
 from identity_service.audit import store
 from identity_service.audit.events import EventFilter, RecordedEvent
+from identity_service.audit.store import Entry
 from identity_service.database import Connection
 
 
@@ -116,9 +118,26 @@ async def record(
         details: values of JSON that say what changed. Never a secret, and never text that nobody has checked: people
             type passwords where usernames belong.
     """
-    await store.insert(
-        db,
-        session_ids or (by.session_id,),
+    entry = entry_of(event, subject, by=by, now=now, outcome=outcome, reason=reason, details=details)
+    await store.insert(db, session_ids or (by.session_id,), entry)
+    tell(entry, len(session_ids) or 1)
+
+
+def entry_of(
+    event: Event,
+    subject: Subject | None,
+    *,
+    by: Actor,
+    now: datetime,
+    outcome: Literal["success", "failure"] = "success",
+    reason: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Entry:
+    """Return what `record` writes down, for a statement that does so by itself with `store.insert_from`.
+
+    Whoever asks for it has to `tell` of it when it was written.
+    """
+    return Entry(
         occurred_at=now,
         event=event.value,
         outcome=outcome,
@@ -131,10 +150,14 @@ async def record(
         address=by.address,
         user_agent=by.user_agent,
         request_id=by.request_id,
-        details=dict(details or {}),
+        details=json.dumps(dict(details or {})),
     )
-    if (tell := listener.get()) is not None:
-        tell(event, outcome, reason, len(session_ids) or 1)
+
+
+def tell(entry: Entry, times: int = 1) -> None:
+    """Tell whoever listens that an entry was written, so many times."""
+    if (listening := listener.get()) is not None:
+        listening(Event(entry.event), entry.outcome, entry.reason, times)
 
 
 async def record_each(

@@ -1,9 +1,9 @@
 """SQL of the audit events and of the chain that links them."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -22,13 +22,41 @@ _MATCHES = """
     AND ($6::timestamptz IS NULL OR occurred_at >= $6) AND ($7::timestamptz IS NULL OR occurred_at < $7)
 """
 
-INSERT = """
-    INSERT INTO audit_events
-        (session_id, occurred_at, event, outcome, reason, actor_kind, actor_id, subject_kind, subject_id, client_id,
-         address, user_agent, request_id, details)
-    SELECT session_id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14::text::jsonb
-      FROM unnest($1::uuid[]) AS given (session_id)
-"""
+
+class Entry(NamedTuple):
+    """An event on its way into the table, in the order of the parameters."""
+
+    occurred_at: datetime
+    event: str
+    outcome: str
+    reason: str | None
+    actor_kind: str
+    actor_id: str | None
+    subject_kind: str | None
+    subject_id: str | None
+    client_id: str | None
+    address: str | None
+    user_agent: str | None
+    request_id: str | None
+    details: str
+
+
+def insert_from(source: str, *, first: int) -> str:
+    """Return a statement that inserts an event for each `session_id` of a source. It can be a part of another one.
+
+    Args:
+        first: the number of the first of its parameters, which are an `Entry`.
+    """
+    *values, details = (f"${first + number}" for number in range(len(Entry._fields)))
+    return f"""
+        INSERT INTO audit_events
+            (session_id, occurred_at, event, outcome, reason, actor_kind, actor_id, subject_kind, subject_id, client_id,
+             address, user_agent, request_id, details)
+        SELECT session_id, {", ".join(values)}, {details}::text::jsonb FROM {source}
+    """
+
+
+INSERT = insert_from("unnest($1::uuid[]) AS given (session_id)", first=2)
 _INSERT_EACH = """
     INSERT INTO audit_events
         (occurred_at, event, outcome, actor_kind, actor_id, subject_kind, client_id, session_id, address, user_agent,
@@ -66,42 +94,9 @@ LIST_PARTITIONS = """
 """
 
 
-async def insert(
-    db: Connection,
-    session_ids: Sequence[UUID | None],
-    *,
-    occurred_at: datetime,
-    event: str,
-    outcome: str,
-    reason: str | None,
-    actor_kind: str,
-    actor_id: str | None,
-    subject_kind: str | None,
-    subject_id: str | None,
-    client_id: str | None,
-    address: str | None,
-    user_agent: str | None,
-    request_id: str | None,
-    details: Mapping[str, Any],
-) -> None:
+async def insert(db: Connection, session_ids: Sequence[UUID | None], entry: Entry) -> None:
     """Insert an event for each of the sessions."""
-    await db.execute(
-        INSERT,
-        list(session_ids),
-        occurred_at,
-        event,
-        outcome,
-        reason,
-        actor_kind,
-        actor_id,
-        subject_kind,
-        subject_id,
-        client_id,
-        address,
-        user_agent,
-        request_id,
-        json.dumps(details),
-    )
+    await db.execute(INSERT, list(session_ids), *entry)
 
 
 async def insert_each(

@@ -4,11 +4,13 @@
 bytes of refresh tokens that of `tokens`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+from identity_service.audit import Actor
 from identity_service.revocation import Revocable
 from identity_service.tokens.refresh import RefreshClaims
 
@@ -42,6 +44,27 @@ class SessionLimits:
     def access_expires_at(self, now: datetime) -> datetime:
         """When the last access token of the generation that begins now has expired: a retry is answered with one."""
         return now + self.retry_window + self.access
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user who has just proved a password, and the session that begins with it.
+
+    Args:
+        password_changed_at: when the proved password was set, so that a change or a disabling that happened while it
+            was being hashed is not overtaken by this login.
+        by: whose address and program the session will be known by.
+    """
+
+    session_id: UUID
+    user_id: UUID
+    client_id: str
+    scope: Sequence[str]
+    amr: Sequence[str]
+    password_changed_at: datetime
+    by: Actor
+    now: datetime
+    limits: SessionLimits
 
 
 @dataclass(frozen=True, slots=True)

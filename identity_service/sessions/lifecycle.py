@@ -12,58 +12,39 @@ from identity_service.errors import InvalidCredentials
 from identity_service.revocation import revoking
 from identity_service.revocation import store as revoked
 from identity_service.revocation.revoking import Reason
-from identity_service.sessions import EndedSession, Session, SessionLimits, SessionSummary, store
+from identity_service.sessions import EndedSession, Login, Session, SessionSummary, store
+from identity_service.throttling import UNCOUNTED, Attempt
 
 PRUNE_BATCH = 1000
 
 
-async def start(
-    db: Connection,
-    session_id: UUID,
-    user_id: UUID,
-    *,
-    client_id: str,
-    scope: Sequence[str],
-    amr: Sequence[str],
-    password_changed_at: datetime,
-    by: Actor,
-    now: datetime,
-    limits: SessionLimits,
-) -> Session:
-    """Begin a session for a user who has just proved a password. Call within a transaction.
-
-    Args:
-        by: whose address and program the session will be known by.
-        password_changed_at: when the proved password was set, so that a change or a disabling that happened while it
-            was being hashed is not overtaken by this login.
+async def start(db: Connection, login: Login) -> Session:
+    """Begin a session. Call within the transaction that admitted the password; see `throttling.admit`.
 
     Raises:
         InvalidCredentials: the account or the client was disabled or deleted, or the password changed, in the meantime.
     """
-    session = await store.insert(
-        db,
-        session_id,
-        user_id,
-        client_id=client_id,
-        scope=scope,
-        amr=amr,
-        password_changed_at=password_changed_at,
-        address=by.address,
-        user_agent=by.user_agent,
-        now=now,
-        expires_at=now + limits.absolute,
-        access_expires_at=limits.access_expires_at(now),
-    )
+    session = await start_unless_counted(db, login, UNCOUNTED)
     if session is None:
         raise InvalidCredentials(detail="account_changed")
-    await audit.record(
-        db,
+    return session
+
+
+async def start_unless_counted(db: Connection, login: Login, attempt: Attempt) -> Session | None:
+    """Begin a session, and admit the password that opens it, in one statement: if no failure counts against it.
+
+    None says only that this did not do it: something is to be forgiven, or has changed.
+    """
+    entry = audit.entry_of(
         Event.USER_LOGIN,
-        Subject("user", str(user_id)),
-        by=by.proved_user(user_id, client_id=client_id, session_id=session.id),
-        now=now,
-        details={"scope": list(scope)},
+        Subject("user", str(login.user_id)),
+        by=login.by.proved_user(login.user_id, client_id=login.client_id, session_id=login.session_id),
+        now=login.now,
+        details={"scope": list(login.scope)},
     )
+    session = await store.insert(db, login, entry, attempt)
+    if session is not None:
+        audit.tell(entry)
     return session
 
 

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from uuid import UUID
 
+from identity_service.audit.store import Entry, insert_from
 from identity_service.database import Connection, Record
 from identity_service.revocation import Revocable
-from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, Claim, EndedSession, Session, SessionSummary
+from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, Claim, EndedSession, Login, Session, SessionSummary
+from identity_service.throttling import Attempt
+from identity_service.throttling.store import nothing_counts
 from identity_service.tokens.refresh import RefreshClaims
 
 _SESSION = """
@@ -30,7 +33,8 @@ _WELCOME = f"""
 """
 _LIVE = f"{_WELCOME} AND s.expires_at > $4 AND s.rotated_at > $5"
 
-# FOR SHARE waits for a password change or a disabling under way, then sees what it did.
+# FOR SHARE waits for a password change or a disabling under way, then sees what it did. Nobody waits for a failure that
+# is being counted: where there are others before it nothing begins here, and the first of all blocks nothing.
 INSERT = f"""
     WITH gate AS (
         SELECT pg_advisory_xact_lock_shared({CLIENT_GATES}, hashtext($3))
@@ -42,15 +46,21 @@ INSERT = f"""
         SELECT id, roles, password_changed_at FROM users
          WHERE id = $2 AND disabled_at IS NULL AND password_changed_at = $6
            FOR SHARE
+    ), session AS (
+        INSERT INTO sessions
+            (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at,
+             access_expires_at, address, user_agent)
+        SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8, $9, $10, $11 FROM welcome
+         WHERE ($3 = '{BUILT_IN_CLIENT}' OR EXISTS (SELECT FROM client)) AND {nothing_counts("$12", "$13", "$7")}
+        RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
+                  status_index, (SELECT roles FROM welcome) AS roles,
+                  ARRAY(
+                      SELECT unnest(r.scopes) FROM roles AS r, welcome AS u WHERE r.name = ANY(u.roles)
+                  ) AS role_scopes
+    ), event AS (
+        {insert_from("(SELECT id AS session_id FROM session) AS begun", first=14)}
     )
-    INSERT INTO sessions
-        (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at,
-         access_expires_at, address, user_agent)
-    SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8, $9, $10, $11 FROM welcome
-     WHERE $3 = '{BUILT_IN_CLIENT}' OR EXISTS (SELECT FROM client)
-    RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
-              status_index, (SELECT roles FROM welcome) AS roles,
-              ARRAY(SELECT unnest(r.scopes) FROM roles AS r, welcome AS u WHERE r.name = ANY(u.roles)) AS role_scopes
+    SELECT * FROM session
 """
 CLAIM_GENERATION = f"""
     UPDATE sessions AS s
@@ -124,35 +134,28 @@ DELETE_EXPIRED = """
 """
 
 
-async def insert(
-    db: Connection,
-    session_id: UUID,
-    user_id: UUID,
-    *,
-    client_id: str,
-    scope: Sequence[str],
-    amr: Sequence[str],
-    password_changed_at: datetime,
-    address: str | None,
-    user_agent: str | None,
-    now: datetime,
-    expires_at: datetime,
-    access_expires_at: datetime,
-) -> Session | None:
-    """Insert a session unless its user or client is disabled or gone, or the user has another password by now."""
+async def insert(db: Connection, login: Login, entry: Entry, attempt: Attempt) -> Session | None:
+    """Insert a session and what is recorded of it.
+
+    Not if its user or client is disabled or gone, the user has another password by now, the attempt's target has
+    failures, or its place is blocked.
+    """
     row = await db.fetchrow(
         INSERT,
-        session_id,
-        user_id,
-        client_id,
-        list(scope),
-        list(amr),
-        password_changed_at,
-        now,
-        expires_at,
-        access_expires_at,
-        address,
-        user_agent,
+        login.session_id,
+        login.user_id,
+        login.client_id,
+        list(login.scope),
+        list(login.amr),
+        login.password_changed_at,
+        login.now,
+        login.now + login.limits.absolute,
+        login.limits.access_expires_at(login.now),
+        login.by.address,
+        login.by.user_agent,
+        attempt.target_key,
+        attempt.place_key,
+        *entry,
     )
     return _session(row) if row is not None else None
 

@@ -1,14 +1,15 @@
 """Who failed too often, and how long they have to wait. A live session is never asked.
 
 Whatever accepts a secret goes through here: `check` before the work of proving it, `count_failure` when it was wrong,
-`admit` when it was right, in the transaction that makes use of it. What proves a secret is next door in `accounts` and
-`clients`. Counted in Postgres, so that replicas agree.
+`admit` when it was right, in the transaction that makes use of it. A login, as long as nothing counts against it, does
+both looks in statements that it needs anyway. What proves a secret is in `accounts` and `clients`. Counted in Postgres,
+so that replicas agree.
 """
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
@@ -103,6 +104,26 @@ class Attempt:
     def counters(self) -> tuple[Counter, ...]:
         return tuple(counter for counter in (self.target, self.place) if counter is not None)
 
+    @property
+    def keys(self) -> list[bytes]:
+        return [counter.key for counter in self.counters]
+
+    @property
+    def target_key(self) -> bytes | None:
+        return self.target.key if self.target is not None else None
+
+    @property
+    def place_key(self) -> bytes | None:
+        return self.place.key if self.place is not None else None
+
+    def at_account(self, user_id: UUID) -> "Attempt":
+        """Return the same once it is known whose name was typed."""
+        return replace(self, target=_account(user_id))
+
+
+UNCOUNTED = Attempt(None, None)
+"""What has been admitted already, or needs not be."""
+
 
 def password_attempt(user_id: UUID | None, username: str, address: str | None, *, exempt: Networks) -> Attempt:
     """Return what a wrong password is counted on.
@@ -112,8 +133,8 @@ def password_attempt(user_id: UUID | None, username: str, address: str | None, *
         username: the canonical spelling of what was typed.
         exempt: networks whose addresses are not counted; accounts are counted wherever they are tried from.
     """
-    name = f"user {user_id}" if user_id is not None else f"name {username}"
-    return Attempt(_counter("account", name, ACCOUNT), _place(address, exempt))
+    account = _account(user_id) if user_id is not None else _counter("account", f"name {username}", ACCOUNT)
+    return Attempt(account, _place(address, exempt))
 
 
 def session_attempt(session_id: UUID) -> Attempt:
@@ -142,7 +163,23 @@ async def check(db: Connection, attempt: Attempt, *, now: datetime) -> None:
     Raises:
         Throttled: not yet.
     """
-    _refuse_blocked(attempt, await store.find(db, _keys(attempt)), now)
+    refuse_blocked(attempt, await store.find(db, attempt.keys), now=now)
+
+
+def refuse_blocked(attempt: Attempt, tallies: Mapping[bytes, Tally], *, now: datetime) -> None:
+    """Do the same with tallies that were found together with something else.
+
+    Raises:
+        Throttled: not yet.
+    """
+    blocked = [
+        (tallies[counter.key].blocked_until - now, counter.kind)
+        for counter in attempt.counters
+        if counter.key in tallies and tallies[counter.key].blocked_until > now
+    ]
+    if blocked:
+        wait, kind = max(blocked)
+        raise Throttled(detail=kind, retry_after=math.ceil(wait.total_seconds()))
 
 
 async def count_failure(db: Connection, attempt: Attempt, *, by: Actor, subject: Subject | None, now: datetime) -> None:
@@ -155,8 +192,8 @@ async def count_failure(db: Connection, attempt: Attempt, *, by: Actor, subject:
         Throttled: others have failed too often since `check`. Then this attempt was no use to anybody: right or wrong,
             the answer is the same, and it is not counted.
     """
-    tallies = await store.lock(db, _keys(attempt), now=now)
-    _refuse_blocked(attempt, tallies, now)
+    tallies = await store.lock(db, attempt.keys, now=now)
+    refuse_blocked(attempt, tallies, now=now)
     counted = {counter: counter.rule.one_more(tallies[counter.key], now) for counter in attempt.counters}
     await store.update(db, {counter.key: tally for counter, tally in counted.items()})
     for counter, tally in counted.items():
@@ -173,12 +210,12 @@ async def admit(db: Connection, attempt: Attempt, *, now: datetime) -> None:
     Raises:
         Throttled: others have failed too often since `check`.
     """
-    tallies = await store.find(db, _keys(attempt))
+    tallies = await store.find(db, attempt.keys)
+    refuse_blocked(attempt, tallies, now=now)
     if attempt.target is not None and attempt.target.key in tallies:
         # Whoever counts a failure at this moment holds the row. What is left after that is looked at.
         await store.delete_open(db, attempt.target.key, now=now)
-        tallies = await store.find(db, _keys(attempt))
-    _refuse_blocked(attempt, tallies, now)
+        refuse_blocked(attempt, await store.find(db, attempt.keys), now=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +233,14 @@ async def standing(db: Connection, user_id: UUID, *, now: datetime) -> Standing:
 
 async def standings(db: Connection, user_ids: Sequence[UUID], *, now: datetime) -> dict[UUID, Standing]:
     """Return how several accounts stand."""
-    keys = {user_id: _account_key(user_id) for user_id in user_ids}
+    keys = {user_id: _account(user_id).key for user_id in user_ids}
     tallies = await store.find(db, list(keys.values()))
     return {user_id: _standing(tallies.get(key), now) for user_id, key in keys.items()}
 
 
 async def unlock(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> None:
     """Forget the failures of an account, as an administrator asks. Call within a transaction."""
-    failures = await store.delete(db, _account_key(user_id))
+    failures = await store.delete(db, _account(user_id).key)
     await _record_unlocked(db, user_id, failures, by=by, now=now)
 
 
@@ -212,7 +249,7 @@ async def forgive(db: Connection, user_id: UUID, *, by: Actor, now: datetime) ->
 
     Call within a transaction.
     """
-    if failures := await store.delete(db, _account_key(user_id)):
+    if failures := await store.delete(db, _account(user_id).key):
         await _record_unlocked(db, user_id, failures, by=by, now=now)
 
 
@@ -248,27 +285,9 @@ def _place(address: str | None, exempt: Networks) -> Counter | None:
 
 
 def _counter(kind: str, name: str, rule: Rule) -> Counter:
-    return Counter(kind, _digest(kind, name), rule)
+    return Counter(kind, hashlib.sha256(f"{kind} {name}".encode(errors="surrogatepass")).digest(), rule)
 
 
-def _account_key(user_id: UUID) -> bytes:
-    return _digest("account", f"user {user_id}")
-
-
-def _digest(kind: str, name: str) -> bytes:
-    return hashlib.sha256(f"{kind} {name}".encode(errors="surrogatepass")).digest()
-
-
-def _keys(attempt: Attempt) -> list[bytes]:
-    return [counter.key for counter in attempt.counters]
-
-
-def _refuse_blocked(attempt: Attempt, tallies: Mapping[bytes, Tally], now: datetime) -> None:
-    blocked = [
-        (tallies[counter.key].blocked_until - now, counter.kind)
-        for counter in attempt.counters
-        if counter.key in tallies and tallies[counter.key].blocked_until > now
-    ]
-    if blocked:
-        wait, kind = max(blocked)
-        raise Throttled(detail=kind, retry_after=math.ceil(wait.total_seconds()))
+def _account(user_id: UUID) -> Counter:
+    """Return what failures at an account are counted on; `store.key_of_account` computes the same key."""
+    return _counter("account", f"user {user_id}", ACCOUNT)

@@ -6,9 +6,23 @@ from datetime import datetime
 
 from identity_service.database import Connection, Record
 
-_TALLY = "key, failures, last_failed_at, blocked_until"
+_TALLY = "t.key, t.failures, t.last_failed_at, t.blocked_until"
 
-FIND = f"SELECT {_TALLY} FROM throttles WHERE key = ANY ($1)"
+
+def key_of_account(user_id: str) -> str:
+    """Return what computes the key of an account's tally from its id."""
+    return f"sha256(convert_to('account user ' || {user_id}, 'UTF8'))"
+
+
+def nothing_counts(target: str, place: str, now: str) -> str:
+    """Return a condition: there are no failures of the target, and the place is not blocked. Keys may be NULL."""
+    return f"""
+            NOT EXISTS (SELECT FROM throttles WHERE key = {target})
+        AND NOT EXISTS (SELECT FROM throttles WHERE key = {place} AND blocked_until > {now})
+    """
+
+
+FIND = f"SELECT {_TALLY} FROM throttles AS t WHERE t.key = ANY ($1)"
 # Makes the rows that are not there: of many first failures at once each counts. In one order, so that no two can wait
 # for each other.
 LOCK = f"""
@@ -53,12 +67,12 @@ class Tally:
 
 
 async def find(db: Connection, keys: Sequence[bytes]) -> dict[bytes, Tally]:
-    return _tallies(await db.fetch(FIND, keys))
+    return tallies_of(await db.fetch(FIND, keys))
 
 
 async def lock(db: Connection, keys: Sequence[bytes], *, now: datetime) -> dict[bytes, Tally]:
     """Return the tallies of all the keys, new ones where there were none, and keep others from changing them."""
-    return _tallies(await db.fetch(LOCK, keys, now))
+    return tallies_of(await db.fetch(LOCK, keys, now))
 
 
 async def update(db: Connection, tallies: Mapping[bytes, Tally]) -> None:
@@ -86,5 +100,5 @@ async def delete_expired(db: Connection, *, before: datetime, limit: int) -> int
     return int((await db.execute(DELETE_EXPIRED, before, limit)).rpartition(" ")[2])
 
 
-def _tallies(rows: Sequence[Record]) -> dict[bytes, Tally]:
+def tallies_of(rows: Sequence[Record]) -> dict[bytes, Tally]:
     return {row["key"]: Tally(row["failures"], row["last_failed_at"], row["blocked_until"]) for row in rows}

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from identity_service.audit import Actor
-from identity_service.sessions import SessionLimits, lifecycle
+from identity_service.sessions import Login, SessionLimits, lifecycle
 from tests.cli.conftest import Command
 from tests.conftest import PASSWORD
 
@@ -69,10 +69,9 @@ async def begin_session(url: str, username: str) -> str:
     now, session_id = user["password_changed_at"], uuid4()
     limits = SessionLimits(idle=DAY, absolute=DAY, retry_window=DAY, access=DAY)
     async with connection.transaction():
-        await lifecycle.start(
-            connection,
-            session_id,
-            user["id"],
+        login = Login(
+            session_id=session_id,
+            user_id=user["id"],
             client_id="first-party",
             scope=(),
             amr=("pwd",),
@@ -81,6 +80,7 @@ async def begin_session(url: str, username: str) -> str:
             now=now,
             limits=limits,
         )
+        await lifecycle.start(connection, login)
     await connection.close()
     return str(session_id)
 

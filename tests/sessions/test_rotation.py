@@ -232,20 +232,6 @@ async def test_a_refresh_that_waits_for_a_password_change_in_its_own_session_goe
     assert (await refresh).status_code == 200
 
 
-async def test_a_login_that_a_disabling_overtakes_leaves_no_session(api, alice, clock):
-    """The password is proved, then the account is shut before the session row is written."""
-    async with api.database.connection() as db:
-        transaction = db.transaction()
-        await transaction.start()
-        await registration.disable(db, UUID(alice.id), by=TESTER, now=clock())
-        login = asyncio.create_task(api.token(grant_type="password", username="alice", password=alice.password))
-        done, _ = await asyncio.wait([login], timeout=0.3)
-        assert not done, "the login waits for the account's row"
-        await transaction.commit()
-    assert (await login).json()["error"] == "invalid_grant"
-    assert await api.scalar("SELECT count(*) FROM sessions") == 0
-
-
 # Refreshes that go to the database together
 
 

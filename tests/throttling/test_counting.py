@@ -17,6 +17,7 @@ from identity_service.throttling import (
     password_attempt,
     token_attempt,
 )
+from identity_service.throttling.store import key_of_account
 from tests.conftest import START, TESTER
 from tests.throttling.conftest import with_failures
 
@@ -102,6 +103,19 @@ async def test_a_right_guess_that_was_let_in_before_the_block_began_does_not_win
         await admit(api.database, attempt_of())
     assert (refused.value.retry_after, refused.value.detail) == (1, "account")
     await admit(api.database, attempt_of(), START + SECOND)
+
+
+async def test_a_right_guess_that_finds_a_block_asks_for_nothing_else(api):
+    """A wrong one does not either: how long the answer takes should not tell them apart."""
+    await fail_patiently(api.database, attempt_of(), 6)
+    asked: list[str] = []
+    async with api.database.connection() as db:
+        await throttling.check(db, attempt_of(), now=START + SECOND)  # the connection learns the types
+        with db.query_logger(lambda record: asked.append(record.query)):
+            with pytest.raises(Throttled):
+                await throttling.admit(db, attempt_of(), now=START)
+            await asyncio.sleep(0)  # loggers are called a turn later
+    assert asked == [throttling.store.FIND]
 
 
 async def test_a_success_waits_for_the_failure_that_is_being_counted(api):
@@ -198,6 +212,13 @@ async def test_unlocking_forgets_and_is_recorded(api):
     assert await api.scalar("SELECT details->>'failures' FROM audit_events WHERE event = 'user.unlocked'") == "20"
     async with api.database.connection() as db:
         assert await throttling.standing(db, ALICE, now=START) == throttling.Standing()
+
+
+async def test_postgres_knows_the_key_of_an_account(api):
+    key = await api.scalar(f"SELECT {key_of_account('$1::uuid')}", ALICE)
+    assert key == attempt_of().target_key
+    assert key == attempt_of(None, "alice").at_account(ALICE).target_key
+    assert attempt_of(None, "alice").target_key != key
 
 
 async def test_what_was_typed_is_nowhere_to_be_read(api):
