@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from identity_service.errors import KeysUnavailable
 from identity_service.signing import key_files
 from identity_service.web.direct import DirectRoute, direct_routes
+from identity_service.web.problems import MEDIA_TYPE, refusals
 from tests.conftest import Api, StartApi
 
 
@@ -133,3 +134,17 @@ async def test_what_goes_wrong_in_a_direct_route_is_a_problem_document(api):
     assert (refused.status_code, refused.json()["code"]) == (503, "temporarily_unavailable")
     assert (failed.status_code, failed.json()["code"]) == (500, "internal_error")
     assert "secret" not in failed.text
+
+
+async def test_what_describes_a_refusal_is_there_once(api):
+    """P17: a copy for each route was more than a mebibyte. None of those who share it has changed it."""
+    told = [
+        answer
+        for router in api.app.state.routers
+        for route in router.routes
+        for answer in getattr(route, "responses", {}).values()
+        if MEDIA_TYPE in answer.get("content", {}) and len(answer["content"]) == 1
+    ]
+    assert len(told) > 100
+    assert len({id(answer) for answer in told}) == len({answer["description"] for answer in told})
+    assert refusals()[400]["content"].keys() == {MEDIA_TYPE}
