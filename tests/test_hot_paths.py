@@ -1,6 +1,8 @@
 """What the speed of the hot paths rests on, by structure and not by time: `make bench` measures the time."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Coroutine
 from typing import Any
@@ -134,6 +136,17 @@ async def test_what_goes_wrong_in_a_direct_route_is_a_problem_document(api):
     assert (refused.status_code, refused.json()["code"]) == (503, "temporarily_unavailable")
     assert (failed.status_code, failed.json()["code"]) == (500, "internal_error")
     assert "secret" not in failed.text
+
+
+def test_a_serving_process_loads_nothing_that_only_others_need():
+    """P17: the verifier's libraries, those of migrations and of dictionaries stay out until somebody needs them."""
+    needless = ("jwt", "httpx2", "alembic", "sqlalchemy", "zxcvbn", "fastapi_offline", "rich", "cryptography.x509")
+    script = (
+        "import sys; from identity_service.cli import assemble; assemble('serve'); import identity_service.app;"
+        f"print([name for name in {needless} if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout == "[]\n"
 
 
 async def test_what_describes_a_refusal_is_there_once(api):

@@ -11,9 +11,9 @@ from functools import lru_cache
 from json import encoder as json_encoder
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
-from jwt.algorithms import RSAAlgorithm
 
 from identity_service.errors import TokenRejected
 from identity_service.signing.jwks import base64url
@@ -24,7 +24,6 @@ from identity_service.verifier.rejection import TokenRejected as VerifierRejecte
 LEEWAY = timedelta(seconds=30)
 """How far in the future `iat` may lie when another replica signed."""
 
-_RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
 _PKCS1, _SHA256 = PKCS1v15(), SHA256()
 _known_headers: dict[bytes, envelope.Header] = {}
 # What `json.dumps` makes for each call, made once.
@@ -57,8 +56,10 @@ def open_envelope(unverified_token: str, typ: str, keyring: Keyring, *, now: dat
         public = keyring.verification_key(unverified.header.key_id, now)
         if public is None:
             raise TokenRejected("unknown_key")
-        if not _RS256.verify(unverified.signing_input, public, unverified.signature):
-            raise TokenRejected("bad_signature")
+        try:
+            public.verify(unverified.signature, unverified.signing_input, _PKCS1, _SHA256)  # RS256: RFC 7518 3.3
+        except InvalidSignature:
+            raise TokenRejected("bad_signature") from None
         envelope.remember(_known_headers, unverified)
         return unverified.payload()
     except VerifierRejected as error:
