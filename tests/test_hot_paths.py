@@ -6,12 +6,15 @@ import sys
 import threading
 from collections.abc import Coroutine
 from typing import Any
+from uuid import uuid4
 
 import argon2
 import pytest
 from fastapi import Request, Response
 
 from identity_service.errors import KeysUnavailable
+from identity_service.sessions import store
+from identity_service.shell import utc_now
 from identity_service.signing import key_files
 from identity_service.web.direct import DirectRoute, direct_routes
 from identity_service.web.problems import MEDIA_TYPE, refusals
@@ -58,6 +61,16 @@ async def test_refreshes_that_come_together_ask_the_database_together(start_api:
 
         asked = await statements_of(api, refresh_all())
     assert 1 <= len(asked) <= 4
+
+
+async def test_refreshes_that_share_a_statement_look_each_session_up_once(api):
+    """P9: it is locked first, and then found by its place."""
+    values = ([uuid4()], [uuid4()], ["first-party"], [0], *([utc_now()] for _ in range(3)))
+    async with api.database.connection() as db, db.transaction():
+        await db.execute("SET LOCAL enable_seqscan = off")  # which a table of no size is better off with
+        plan = "\n".join(row[0] for row in await db.fetch(f"EXPLAIN {store.CLAIM_GENERATIONS}", *values))
+    assert plan.count("sessions_pkey") == 1, plan
+    assert "Tid Scan on sessions" in plan
 
 
 async def test_no_key_is_read_or_parsed_after_the_start(api, alice, monkeypatch):
