@@ -21,7 +21,7 @@ from urllib.parse import urlencode, urlsplit
 import asyncpg
 
 from bench.load import on_cores
-from identity_service.embedded import postgres
+from identity_service.embedded import _Server, postgres
 from identity_service.shell import uuid7
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import Key, TokenLifetimes
@@ -60,6 +60,13 @@ class Installation:
                 await db.close()
 
         return asyncio.run(ask())
+
+    def restart(self, *, cores: Sequence[int] = (), options: Sequence[str] = ()) -> None:
+        """Stop Postgres and start it with other settings. No service may run."""
+        server = _Server.at(self.folder / "postgres")
+        server.stop()
+        with on_cores(cores):
+            server.ensure_running(options)
 
     @contextmanager
     def serve(

@@ -1,17 +1,27 @@
 """What the speed of the hot paths rests on, by structure and not by time: `make bench` measures the time."""
 
 import asyncio
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from typing import Any
+from uuid import uuid4
 
 import argon2
 import pytest
+import uvloop
 from fastapi import Request, Response
 
+from identity_service.cli.serve import TAKEN_AT_ONCE, taken_at_once
 from identity_service.errors import KeysUnavailable
+from identity_service.sessions import store
+from identity_service.shell import utc_now
 from identity_service.signing import key_files
 from identity_service.web.direct import DirectRoute, direct_routes
+from identity_service.web.problems import MEDIA_TYPE, refusals
 from tests.conftest import Api, StartApi
 
 
@@ -70,6 +80,16 @@ async def test_refreshes_that_come_together_ask_the_database_together(start_api:
     assert 1 <= len(asked) <= 4
 
 
+async def test_refreshes_that_share_a_statement_look_each_session_up_once(api):
+    """P9: it is locked first, and then found by its place."""
+    values = ([uuid4()], [uuid4()], ["first-party"], [0], *([utc_now()] for _ in range(3)))
+    async with api.database.connection() as db, db.transaction():
+        await db.execute("SET LOCAL enable_seqscan = off")  # which a table of no size is better off with
+        plan = "\n".join(row[0] for row in await db.fetch(f"EXPLAIN {store.CLAIM_GENERATIONS}", *values))
+    assert plan.count("sessions_pkey") == 1, plan
+    assert "Tid Scan on sessions" in plan
+
+
 async def test_no_key_is_read_or_parsed_after_the_start(api, alice, monkeypatch):
     """Parsing an RSA key takes a hundred times as long as signing with it."""
     keys = api.keys.current
@@ -98,6 +118,35 @@ async def test_no_password_is_hashed_on_the_event_loop(api, monkeypatch):
     await api.token(grant_type="password", username="nobody", password="wrong")
     assert len(hashed_in) >= 4
     assert threading.get_ident() not in hashed_in
+
+
+def test_many_connections_are_taken_in_one_turn_of_the_loop():
+    """P7: whoever comes while all turns are long must not wait for one for each who came before."""
+    made: list[Any] = []
+    all_made = asyncio.Event()
+
+    class Noting(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            made.append(transport)
+            if len(made) == TAKEN_AT_ONCE:
+                all_made.set()
+
+    async def take(sockets: list[socket.socket]) -> int:
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(Noting, sock=listener) for listener in sockets]
+        for _ in range(4):
+            await asyncio.sleep(0)
+        taken = len(made)
+        await all_made.wait()  # a loop that closes waits for them
+        for closing in (*made, *servers):
+            closing.close()
+        return taken
+
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        for _ in range(TAKEN_AT_ONCE):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        assert uvloop.run(take(taken_at_once(listener))) == TAKEN_AT_ONCE
 
 
 async def test_the_routes_that_must_be_fast_are_called_directly(api):
@@ -144,3 +193,28 @@ async def test_what_goes_wrong_in_a_direct_route_is_a_problem_document(api):
     assert (refused.status_code, refused.json()["code"]) == (503, "temporarily_unavailable")
     assert (failed.status_code, failed.json()["code"]) == (500, "internal_error")
     assert "secret" not in failed.text
+
+
+def test_a_serving_process_loads_nothing_that_only_others_need():
+    """P17: the verifier's libraries, those of migrations and of dictionaries stay out until somebody needs them."""
+    needless = ("jwt", "httpx2", "alembic", "sqlalchemy", "zxcvbn", "fastapi_offline", "rich", "cryptography.x509")
+    script = (
+        "import sys; from identity_service.cli import assemble; assemble('serve'); import identity_service.app;"
+        f"print([name for name in {needless} if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout == "[]\n"
+
+
+async def test_what_describes_a_refusal_is_there_once(api):
+    """P17: a copy for each route was more than a mebibyte. None of those who share it has changed it."""
+    told = [
+        answer
+        for router in api.app.state.routers
+        for route in router.routes
+        for answer in getattr(route, "responses", {}).values()
+        if MEDIA_TYPE in answer.get("content", {}) and len(answer["content"]) == 1
+    ]
+    assert len(told) > 100
+    assert len({id(answer) for answer in told}) == len({answer["description"] for answer in told})
+    assert refusals()[400]["content"].keys() == {MEDIA_TYPE}

@@ -71,21 +71,24 @@ CLAIM_GENERATION = f"""
     RETURNING {_SESSION}
 """
 # The same for many sessions at once. Those that somebody else has locked are left out, so that nobody waits for them.
+# Who has locked a row knows its place and need not look it up again. One that was changed after the statement began is
+# at a place that the statement does not see, and is left out too.
 CLAIM_GENERATIONS = f"""
-    WITH asked AS (
-        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::integer[], $5::timestamptz[], $6::timestamptz[],
-                             $7::timestamptz[])
-            AS asked (id, user_id, client_id, generation, now, idle_since, access_expires_at)
-    ), free AS (
-        SELECT s.id FROM sessions AS s, asked WHERE s.id = asked.id FOR NO KEY UPDATE OF s SKIP LOCKED
+    WITH free AS (
+        SELECT s.ctid AS place, asked.*
+          FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::integer[], $5::timestamptz[], $6::timestamptz[],
+                      $7::timestamptz[])
+                   AS asked (id, user_id, client_id, generation, now, idle_since, access_expires_at),
+               sessions AS s
+         WHERE s.id = asked.id FOR NO KEY UPDATE OF s SKIP LOCKED
     )
     UPDATE sessions AS s
-       SET generation = s.generation + 1, rotated_at = asked.now,
-           access_expires_at = greatest(s.access_expires_at, asked.access_expires_at)
-      FROM asked, free, users AS u
-     WHERE s.id = asked.id AND s.id = free.id
-       AND s.user_id = asked.user_id AND s.client_id = asked.client_id AND s.generation = asked.generation
-       AND {_WELCOME} AND s.expires_at > asked.now AND s.rotated_at > asked.idle_since
+       SET generation = s.generation + 1, rotated_at = free.now,
+           access_expires_at = greatest(s.access_expires_at, free.access_expires_at)
+      FROM free, users AS u
+     WHERE s.ctid = free.place AND s.id = free.id
+       AND s.user_id = free.user_id AND s.client_id = free.client_id AND s.generation = free.generation
+       AND {_WELCOME} AND s.expires_at > free.now AND s.rotated_at > free.idle_since
     RETURNING {_SESSION}
 """
 FIND_LIVE = f"""

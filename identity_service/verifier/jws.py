@@ -1,8 +1,8 @@
 """The envelope of every token: JWS in compact serialisation (RFC 7515 3.1), in the one spelling we accept.
 
-PyJWT checks signatures. The reading around it is our own because its defaults accept what RFC 8725 says to refuse: any
-`typ`, repeated members, padding, several spellings of one token. This is the only place that takes a JWT apart, for
-other services and for the issuer itself. What the claims must say is in `claims`.
+The reading is our own because PyJWT's defaults accept what RFC 8725 says to refuse: any `typ`, repeated members,
+padding, several spellings of one token. This is the only place that takes a JWT apart, for other services and for the
+issuer itself. What checks signatures is in `keys`, what the claims must say in `claims`.
 """
 
 import json
@@ -12,8 +12,6 @@ from json import JSONDecoder
 from json.scanner import make_scanner
 from typing import Any, Final, NamedTuple
 
-from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
-
 from identity_service.verifier.rejection import TokenRejected
 
 MAX_LENGTH = 8192
@@ -21,19 +19,12 @@ MAX_HEADER_LENGTH = 1024
 _KNOWN_HEADERS = 64
 _MOST_BRACKETS = 500
 
-ALGORITHMS: Final[dict[str, Algorithm]] = {
-    "RS256": RSAAlgorithm(RSAAlgorithm.SHA256),
-    "RS384": RSAAlgorithm(RSAAlgorithm.SHA384),
-    "RS512": RSAAlgorithm(RSAAlgorithm.SHA512),
-    "PS256": RSAPSSAlgorithm(RSAPSSAlgorithm.SHA256),
-    "PS384": RSAPSSAlgorithm(RSAPSSAlgorithm.SHA384),
-    "PS512": RSAPSSAlgorithm(RSAPSSAlgorithm.SHA512),
-    "ES256": ECAlgorithm(ECAlgorithm.SHA256),
-    "ES384": ECAlgorithm(ECAlgorithm.SHA384),
-    "ES512": ECAlgorithm(ECAlgorithm.SHA512),
-    "EdDSA": OKPAlgorithm(),
-    "Ed25519": OKPAlgorithm(),
-}
+ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512"),
+    *("PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512"),
+    *("EdDSA", "Ed25519"),
+)
 """Every algorithm a key may be prepared for. All are asymmetric: nothing here takes a shared secret."""
 
 SignatureCheck = Callable[[bytes, bytes], bool]

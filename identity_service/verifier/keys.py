@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httpx2
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurve, EllipticCurvePublicNumbers
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from jwt.algorithms import RSAAlgorithm
+from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
 from identity_service.verifier import jws
 from identity_service.verifier.http import Answer, Border, FetchFailed
@@ -34,6 +34,20 @@ MAX_LENGTH = 256 * 1024
 MAX_KEYS = 100
 _MAX_UNKNOWN = 1024
 _RETRY = (1.0, 30.0)
+ALGORITHMS: Final[Mapping[str, Algorithm]] = {
+    "RS256": RSAAlgorithm(RSAAlgorithm.SHA256),
+    "RS384": RSAAlgorithm(RSAAlgorithm.SHA384),
+    "RS512": RSAAlgorithm(RSAAlgorithm.SHA512),
+    "PS256": RSAPSSAlgorithm(RSAPSSAlgorithm.SHA256),
+    "PS384": RSAPSSAlgorithm(RSAPSSAlgorithm.SHA384),
+    "PS512": RSAPSSAlgorithm(RSAPSSAlgorithm.SHA512),
+    "ES256": ECAlgorithm(ECAlgorithm.SHA256),
+    "ES384": ECAlgorithm(ECAlgorithm.SHA384),
+    "ES512": ECAlgorithm(ECAlgorithm.SHA512),
+    "EdDSA": OKPAlgorithm(),
+    "Ed25519": OKPAlgorithm(),
+}
+"""What checks signatures, for each of `jws.ALGORITHMS`. Not there, since the issuer reads tokens without PyJWT."""
 _CURVES: Mapping[str, tuple[str, EllipticCurve]] = {
     "ES256": ("P-256", ec.SECP256R1()),
     "ES384": ("P-384", ec.SECP384R1()),
@@ -241,7 +255,7 @@ def _prepare(entry: Any, algorithms: Collection[str]) -> Key | None:
     if public is None:
         log.warning("verifier.key_ignored: %s", key_id)
         return None
-    return Key(key_id, algorithm, _check_with(jws.ALGORITHMS[algorithm], public), public)
+    return Key(key_id, algorithm, _check_with(ALGORITHMS[algorithm], public), public)
 
 
 def _public_key(entry: dict[str, Any], algorithm: str) -> Any:

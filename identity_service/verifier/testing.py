@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from identity_service.verifier import jws
 from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.keys import ALGORITHMS
 from identity_service.verifier.verification import TYP, Verifier
 
 __all__ = ["TestIssuer"]
@@ -111,7 +112,7 @@ class TestIssuer:
         """Return any claims as a token that this issuer has signed, for tests of what must be refused."""
         head = {"alg": "RS256", "typ": typ, "kid": self.key_id} | header
         signing_input = f"{_encode(head)}.{_encode(payload)}"
-        signature = jws.ALGORITHMS["RS256"].sign(signing_input.encode(), self._key)
+        signature = ALGORITHMS["RS256"].sign(signing_input.encode(), self._key)
         return f"{signing_input}.{_base64url(signature)}"
 
     def revoke(self, token: str) -> None:

@@ -87,7 +87,7 @@ class Verifier:
         check_url(issuer)
         check_url(keys_url)
         allowed = frozenset(algorithms)
-        if not allowed or not allowed <= jws.ALGORITHMS.keys():
+        if not allowed or not allowed.issubset(jws.ALGORITHMS):
             raise ValueError(f"algorithms are some of {', '.join(jws.ALGORITHMS)}")
         if not self.audience or not all(self.audience):
             raise ValueError("an audience is needed: without one, any service's token would do")

@@ -236,9 +236,7 @@ def described(*refused: type[IdentityError]) -> dict[int | str, dict[str, Any]]:
     answers = refusals()
     for status, found in codes.items():
         text = f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for code in found)}"
-        answer = answers.setdefault(status, {"description": text, "content": {}})
-        answer["description"] = text
-        answer["content"]["application/json"] = {
+        own = {
             "schema": {
                 "type": "object",
                 "required": ["error", "error_description"],
@@ -246,6 +244,8 @@ def described(*refused: type[IdentityError]) -> dict[int | str, dict[str, Any]]:
             },
             "examples": {code: {"value": {"error": code, "error_description": "What happened."}} for code in found},
         }
+        shared = answers.get(status, {"content": {}})
+        answers[status] = {"description": text, "content": {**shared["content"], "application/json": own}}
     return answers
 
 

@@ -1,6 +1,7 @@
 """What HTTP makes of our errors: the one table, and the problem documents (RFC 9457) that carry it."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -113,7 +114,10 @@ def problem(
 
 
 def refusals(*refused: type[IdentityError] | str) -> dict[int | str, dict[str, Any]]:
-    """Describe to OpenAPI what a route refuses, by errors and by `CODES`, beside what every route does."""
+    """Describe to OpenAPI what a route refuses, by errors and by `CODES`, beside what every route does.
+
+    Routes share what describes an answer, so nobody may change it.
+    """
     codes: dict[int, list[str]] = {}
     for one in (*EVERYWHERE, *refused):
         status, code = (CODES[one], one) if isinstance(one, str) else STATUS[one]
@@ -121,33 +125,39 @@ def refusals(*refused: type[IdentityError] | str) -> dict[int | str, dict[str, A
             codes[status].append(code)
     if 404 in codes and "not_found" not in codes[404]:  # a name in the path that no path can hold
         codes[404].append("not_found")
-    return {status: _described(status, found) for status, found in sorted(codes.items())}
+    return {status: _described(status, tuple(found)) for status, found in sorted(codes.items())}
 
 
-def _described(status: int, codes: Sequence[str]) -> dict[str, Any]:
+# Most routes refuse the same things, and what describes them stays in memory for as long as the process serves.
+@cache
+def _described(status: int, codes: tuple[str, ...]) -> dict[str, Any]:
     title = HTTPStatus(status).phrase
     document = {"type": "about:blank", "title": title, "status": status, "detail": "What happened, in one sentence."}
     schema = {
         "type": "object",
-        "required": ["type", "title", "status", "code", "detail", "request_id"],
-        "properties": {
-            "type": {"const": "about:blank"},
-            "title": {"type": "string"},
-            "status": {"const": status},
-            "code": {"enum": list(codes)},
-            "detail": {"type": "string"},
-            "request_id": {"type": "string"},
-            "reason": {"type": "string", "description": "With `password_rejected`: which part of the policy."},
-            "errors": {
-                "type": "array",
-                "description": "With `validation_failed`: where, as JSON pointers, and what is wrong there.",
-                "items": {"type": "object", "properties": {name: {"type": "string"} for name in ("pointer", "detail")}},
-            },
-        },
+        "required": _REQUIRED,
+        "properties": {**_MEMBERS, "status": {"const": status}, "code": {"enum": list(codes)}},
     }
     examples = {code: {"value": {**document, "code": code, "request_id": "5f0c6a1e9d2b4873"}} for code in codes}
     description = f"{title}: {', '.join(f'`{code}`' for code in codes)}"
     return {"description": description, "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}}}
+
+
+_REQUIRED = ["type", "title", "status", "code", "detail", "request_id"]
+_MEMBERS = {
+    "type": {"const": "about:blank"},
+    "title": {"type": "string"},
+    "status": {},
+    "code": {},
+    "detail": {"type": "string"},
+    "request_id": {"type": "string"},
+    "reason": {"type": "string", "description": "With `password_rejected`: which part of the policy."},
+    "errors": {
+        "type": "array",
+        "description": "With `validation_failed`: where, as JSON pointers, and what is wrong there.",
+        "items": {"type": "object", "properties": {name: {"type": "string"} for name in ("pointer", "detail")}},
+    },
+}
 
 
 def note(request: Request, error: IdentityError) -> None:

@@ -252,6 +252,41 @@ async def test_a_session_that_somebody_has_locked_keeps_nobody_else_waiting(api,
     assert claims_of((await waiting).refresh_token)["jti"] == f"{sid}.1"
 
 
+async def until_the_statement_waits(blocker: Any) -> None:
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%WITH free%'"
+    for _ in range(1000):
+        if await blocker.fetchrow(waiting) is not None:
+            return
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "generation"),
+    [
+        ("UPDATE sessions SET generation = generation + 1, rotated_at = $1", "IssuedTokens", 1),
+        ("UPDATE sessions SET revoked_at = $1", "SessionEnded", 0),
+        ("UPDATE sessions SET access_expires_at = $1", "IssuedTokens", 1),
+    ],
+    ids=["advanced", "ended", "changed otherwise"],
+)
+async def test_a_session_that_changes_while_the_statement_is_under_way_is_looked_at_anew(
+    api, alice, clock, monkeypatch, change, outcome, generation
+):
+    """The statement sees it as it was when it began, and would lock it as it is now."""
+    tokens = await alice.log_in()
+    gate = "(SELECT pg_advisory_xact_lock_shared(1)) AS gate, unnest("
+    monkeypatch.setattr(store, "CLAIM_GENERATIONS", store.CLAIM_GENERATIONS.replace("unnest(", gate, 1))
+    blocker = await asyncpg.connect(api.settings.database_url.get_secret_value())
+    await blocker.execute("SELECT pg_advisory_lock(1)")
+    refreshing = asyncio.create_task(refresh(api, tokens))
+    await until_the_statement_waits(blocker)
+    await blocker.execute(change, clock())
+    await blocker.close()
+    (came_of_it,) = await asyncio.gather(refreshing, return_exceptions=True)
+    assert type(came_of_it).__name__ == outcome
+    assert await api.scalar("SELECT generation FROM sessions") == generation
+
+
 async def test_refreshes_of_many_sessions_at_once_each_get_their_own(api, alice, bob):
     sessions = [await who.log_in() for _ in range(40) for who in (alice, bob)]
     issued = await asyncio.gather(*(refresh(api, tokens) for tokens in sessions))
@@ -363,11 +398,7 @@ async def test_whoever_leaves_while_the_statement_is_under_way_changes_nothing_f
     async with blocker.transaction():
         await blocker.execute("LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE")
         leaving, *staying = [asyncio.create_task(refresh(api, tokens)) for tokens in sessions]
-        waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%WITH asked%'"
-        for _ in range(1000):
-            if await blocker.fetchrow(waiting) is not None:
-                break
-            await asyncio.sleep(0.005)
+        await until_the_statement_waits(blocker)
         leaving.cancel()
         await asyncio.sleep(0)
         if end == "badly":

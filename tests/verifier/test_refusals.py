@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from identity_service.verifier import TokenRejected, Verifier, jws
 from identity_service.verifier.claims import SHARED_VALUES, Shared
+from identity_service.verifier.keys import ALGORITHMS
 from identity_service.verifier.testing import TestIssuer
 from tests.verifier.conftest import AUDIENCE, ISSUER, LIST, Clock, Issuer
 
@@ -32,14 +33,14 @@ def payload(issuer: Issuer, **claims: Any) -> dict[str, Any]:
 def raw_header(issuer: Issuer, header: str | dict[str, Any]) -> str:
     """Sign a good payload under any header."""
     signing_input = f"{b64(header)}.{b64(payload(issuer))}"
-    signature = jws.ALGORITHMS["RS256"].sign(signing_input.encode(), issuer.kit._key)
+    signature = ALGORITHMS["RS256"].sign(signing_input.encode(), issuer.kit._key)
     return f"{signing_input}.{b64(signature)}"
 
 
 def raw_payload(issuer: Issuer, text: bytes | str) -> str:
     """Sign any payload under a good header."""
     signing_input = f"{b64({'alg': 'RS256', 'typ': 'at+jwt', 'kid': issuer.kit.key_id})}.{b64(text)}"
-    signature = jws.ALGORITHMS["RS256"].sign(signing_input.encode(), issuer.kit._key)
+    signature = ALGORITHMS["RS256"].sign(signing_input.encode(), issuer.kit._key)
     return f"{signing_input}.{b64(signature)}"
 
 
