@@ -19,8 +19,9 @@ from fastapi import FastAPI
 from identity_service import logs, throttling
 from identity_service import settings as configuration
 from identity_service.accounts import store as account_store
+from identity_service.accounts.argon2id import Argon2Cost
 from identity_service.accounts.breaches import BreachCheck
-from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.accounts.hashing import PasswordHashing
 from identity_service.accounts.roles import OfferedScopes
 from identity_service.audit import Actor, chain
 from identity_service.clients import own_tokens

@@ -20,10 +20,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TypeAlias, TypeVar
 
-from argon2 import PasswordHasher, Type
-from argon2.exceptions import VerificationError
-
 from identity_service.accounts import formats
+from identity_service.accounts.argon2id import SALT_BYTES, Argon2Cost, Argon2id, keep_memory
 from identity_service.accounts.formats import HashRejected, StoredHash
 from identity_service.errors import HashingOverloaded, IdentityError
 
@@ -49,15 +47,6 @@ MOST_STEP_SECONDS = 4.0
 
 LOOKS_UNTIL_GONE = 60
 """In how many looks in a row a kind must be missing. In a large table a look is at a sample."""
-
-
-@dataclass(frozen=True, slots=True)
-class Argon2Cost:
-    """Parameters of Argon2id (RFC 9106 3.1): memory in KiB, passes, lanes."""
-
-    memory_kib: int
-    time_cost: int
-    parallelism: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +87,12 @@ class PasswordHashing:
         deadline: float = DEADLINE_SECONDS,
         observe: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self._hasher = PasswordHasher(
-            time_cost=cost.time_cost,
-            memory_cost=cost.memory_kib,
-            parallelism=cost.parallelism,
-            hash_len=32,
-            salt_len=16,
-            type=Type.ID,
-        )
+        self._hasher = Argon2id(cost)
         self._deadline = deadline
-        self._hashes = _BoundedThreads(threads, threads * QUEUE_PER_THREAD, observe)
+        self._hashes = _BoundedThreads(threads, threads * QUEUE_PER_THREAD, observe, prepare=lambda: keep_memory(cost))
         self._estimates = _BoundedThreads(1, ESTIMATES_AT_ONCE)
         # For users that do not exist: nobody knows its password, and it costs what a real one does.
-        self._nobodys_hash = self._hasher.hash(secrets.token_urlsafe(32))
+        self._nobodys_hash = self._hash(secrets.token_urlsafe(32))
         # The kinds of stored hashes but today's. Changed by the threads as well, a whole entry at a time.
         self._kinds: dict[Kind, _Known] = {}
 
@@ -125,7 +107,7 @@ class PasswordHashing:
         Raises:
             HashingOverloaded: the queue is full or the deadline passed.
         """
-        return await self._hashes.run(lambda: self._hasher.hash(password), self._deadline)
+        return await self._hashes.run(lambda: self._hash(password), self._deadline)
 
     async def estimate(self, check: Callable[[], None]) -> None:
         """Run a check of a new password that takes long, in a thread that no login waits for.
@@ -166,7 +148,7 @@ class PasswordHashing:
     @property
     def own_kind(self) -> str:
         """How hashes of today's kind begin."""
-        return self._nobodys_hash.rpartition("$")[0].rpartition("$")[0] + "$"
+        return self._hasher.kind
 
     async def learn(self, password_hashes: Iterable[str]) -> None:
         """Take up a look at the stored hashes: measure kinds that are new, forget those that have long been missing.
@@ -193,6 +175,9 @@ class PasswordHashing:
         self._hashes.close()
         self._estimates.close()
 
+    def _hash(self, password: str) -> str:
+        return self._hasher.hash(password, secrets.token_bytes(SALT_BYTES))
+
     def _verify(self, password_hash: str | None, spellings: list[str]) -> Verdict:
         """Verify a password.
 
@@ -200,15 +185,16 @@ class PasswordHashing:
             spellings: normalised, then as it was sent if that is another text.
         """
         began = time.monotonic()
+        if password_hash is not None and self._hasher.has_made(password_hash):
+            matched = self._hasher.verify(password_hash, spellings[0])
+            return Verdict(matched, refuse_at=self._end_of_step(began))
         stored = _read(password_hash) if password_hash is not None else None
-        if password_hash is None or stored is None:
+        if stored is None:
             self._spend_as_much(spellings[0])
             return Verdict(matched=False, refuse_at=self._end_of_step(began))
-        if not self._is_outdated(password_hash):
-            return Verdict(stored.matches(spellings[0]), refuse_at=self._end_of_step(began))
         replacement = None
         if matched := any(stored.matches(spelling) for spelling in spellings):
-            replacement = self._hasher.hash(spellings[0])
+            replacement = self._hash(spellings[0])
         else:
             self._spend_as_much(spellings[0])  # a cheaper hash must not tell that the account exists
         self._note(stored, time.monotonic() - began)
@@ -219,12 +205,9 @@ class PasswordHashing:
         found = {}
         for password_hash in password_hashes:
             stored = _read(password_hash)
-            if stored is not None and self._is_outdated(password_hash):
+            if stored is not None and not self._hasher.has_made(password_hash):
                 found[_kind(stored)] = stored
         return found
-
-    def _is_outdated(self, password_hash: str) -> bool:
-        return not password_hash.startswith(self.own_kind) or self._hasher.check_needs_rehash(password_hash)
 
     def _measure(self, stored: StoredHash) -> None:
         began = time.monotonic()
@@ -247,8 +230,7 @@ class PasswordHashing:
 
     def _spend_as_much(self, password: str) -> None:
         """Do the work of a verification at today's cost; what comes of it is of no interest."""
-        with contextlib.suppress(VerificationError):
-            self._hasher.verify(self._nobodys_hash, password)
+        self._hasher.verify(self._nobodys_hash, password)
 
 
 def _read(password_hash: str) -> StoredHash | None:
@@ -265,11 +247,23 @@ def _kind(stored: StoredHash) -> Kind:
 class _BoundedThreads:
     """A few threads at low priority, and room for so many pieces of work in all."""
 
-    def __init__(self, threads: int, room: int, observe: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        room: int,
+        observe: Callable[[float], None] = lambda _: None,
+        *,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
         self.waiting = 0
         self._room = room
         self._observe = observe
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords", initializer=_lower_priority)
+
+        def begin() -> None:
+            _lower_priority()
+            prepare()
+
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords", initializer=begin)
 
     async def run(self, work: Callable[[], T], deadline: float) -> T:
         if self.waiting >= self._room:

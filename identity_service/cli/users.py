@@ -13,8 +13,9 @@ import typer
 
 from identity_service import throttling
 from identity_service.accounts import User, registration, resets, roles, transfer
+from identity_service.accounts.argon2id import Argon2Cost
 from identity_service.accounts.breaches import BreachCheck
-from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.accounts.hashing import PasswordHashing
 from identity_service.cli.environment import counted, load_settings, new_file, operator, print_json, with_database
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError

@@ -12,7 +12,8 @@ import httpx2
 import pytest
 from werkzeug.security import generate_password_hash
 
-from identity_service.accounts.hashing import LOOKS_UNTIL_GONE, Argon2Cost, PasswordHashing
+from identity_service.accounts.argon2id import Argon2Cost, Argon2id
+from identity_service.accounts.hashing import LOOKS_UNTIL_GONE, PasswordHashing
 from identity_service.errors import InvalidCredentials
 from tests.conftest import PASSWORD, Api, StartApi
 
@@ -76,20 +77,24 @@ def shown(answer: httpx2.Response) -> tuple[int, Any, list[tuple[str, str]]]:
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the Argon2 library is asked to do, in order: verifications with their cost, and hashes."""
+    """What is asked of Argon2, in order: verifications with their cost, and hashes."""
     done: list[str] = []
-    verify, hash_ = argon2.PasswordHasher.verify, argon2.PasswordHasher.hash
+    hash_ = Argon2id.hash
 
-    def watched_verify(self: argon2.PasswordHasher, hash: str, password: str) -> bool:  # noqa: A002
-        done.append(f"verify {hash.split('$')[3]}" if hash.count("$") == 5 else "verify nothing")
-        return bool(verify(self, hash, password))
+    def watched(verify: Callable[[Any, str, str], bool]) -> Callable[[Any, str, str], bool]:
+        def watched_verify(self: Any, password_hash: str, password: str) -> bool:
+            done.append(f"verify {password_hash.split('$')[3]}" if password_hash.count("$") == 5 else "verify nothing")
+            return verify(self, password_hash, password)
 
-    def watched_hash(self: argon2.PasswordHasher, password: str) -> str:
+        return watched_verify
+
+    def watched_hash(self: Argon2id, password: str, salt: bytes) -> str:
         done.append("hash")
-        return hash_(self, password)
+        return hash_(self, password, salt)
 
-    monkeypatch.setattr(argon2.PasswordHasher, "verify", watched_verify)
-    monkeypatch.setattr(argon2.PasswordHasher, "hash", watched_hash)
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", watched(argon2.PasswordHasher.verify))
+    monkeypatch.setattr(Argon2id, "verify", watched(Argon2id.verify))
+    monkeypatch.setattr(Argon2id, "hash", watched_hash)
     return done
 
 

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from werkzeug.security import generate_password_hash
 
 from identity_service.accounts import formats
-from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.accounts.argon2id import Argon2Cost
+from identity_service.accounts.hashing import PasswordHashing
 from identity_service.settings import Settings
 from tests.conftest import PASSWORD, Account, Api
 

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import argon2
 import pytest
 
-from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.accounts.argon2id import Argon2Cost, Argon2id
+from identity_service.accounts.hashing import PasswordHashing
 from identity_service.errors import HashingOverloaded
 from tests.conftest import PASSWORD, Account, Api, StartApi
 from tests.web.answers import problem, seen
@@ -49,19 +51,23 @@ class Library:
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     watched = Library()
     watched.gate.set()
-    verify, hash_ = argon2.PasswordHasher.verify, argon2.PasswordHasher.hash
+    hash_ = Argon2id.hash
 
-    def watched_verify(self: argon2.PasswordHasher, hash: str, password: str) -> bool:  # noqa: A002
-        watched.verified.append(hash)
-        watched.note()
-        return True if watched.says_yes else bool(verify(self, hash, password))
+    def watching(verify: Callable[[Any, str, str], bool]) -> Callable[[Any, str, str], bool]:
+        def watched_verify(self: Any, password_hash: str, password: str) -> bool:
+            watched.verified.append(password_hash)
+            watched.note()
+            return True if watched.says_yes else verify(self, password_hash, password)
 
-    def watched_hash(self: argon2.PasswordHasher, password: str) -> str:
+        return watched_verify
+
+    def watched_hash(self: Argon2id, password: str, salt: bytes) -> str:
         watched.hashed += 1
-        return hash_(self, password)
+        return hash_(self, password, salt)
 
-    monkeypatch.setattr(argon2.PasswordHasher, "verify", watched_verify)
-    monkeypatch.setattr(argon2.PasswordHasher, "hash", watched_hash)
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", watching(argon2.PasswordHasher.verify))
+    monkeypatch.setattr(Argon2id, "verify", watching(Argon2id.verify))
+    monkeypatch.setattr(Argon2id, "hash", watched_hash)
     yield watched
     watched.gate.set()
 

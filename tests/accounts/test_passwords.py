@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from identity_service.accounts import passwords, registration
-from identity_service.accounts.hashing import Argon2Cost, PasswordHashing
+from identity_service.accounts.argon2id import Argon2Cost
+from identity_service.accounts.hashing import PasswordHashing
 from identity_service.errors import PasswordRejected
 from tests.conftest import PASSWORD, Api, bearer
 
