@@ -27,7 +27,7 @@ from identity_service.web.proxies import TrustedProxies
 log = logging.getLogger("identity_service.request")
 
 MAX_BODY = 64 * 1024
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _CONTROLS = re.compile("[\x00-\x1f\x7f]")
 _PROBES = frozenset({"/health", "/livez", "/readyz"})
@@ -83,7 +83,7 @@ class Edge:
         self._metrics = metrics
         self._policy = policy
         self._direct = direct
-        self._at_once = {key: route for key, route in direct.items() if route.at_once}
+        self._at_once = {(method, path.encode()): route for (method, path), route in direct.items() if route.at_once}
         self._cookie = policy.cookie.encode()
         # No secret, only not twice: what this process is called, and a number.
         self._ids, self._counter = secrets.token_hex(4), count()
@@ -118,30 +118,29 @@ class Edge:
 
     def answer_at_once(self, scope: Scope, send: Send) -> bool:
         """Answer a request for a document that is at hand; anything unusual about it takes the ordinary way."""
-        route = self._at_once.get((scope["method"], scope["path"]))
+        route = self._at_once.get((scope["method"], scope["raw_path"]))
         if route is None:
             return False
         started = time.perf_counter()
         scope["app"] = self._framework
         scope = self._opened(scope)
         headers = scope["identity.headers"]
-        if b"content-length" in headers or b"transfer-encoding" in headers or self._refuse(scope, headers):
+        if b"content-length" in headers or b"transfer-encoding" in headers or not self._is_for_us(scope, headers):
             return False
         scope["route"] = route
-        answer = _Answer(self, scope, send)
         try:
             response = route.endpoint(Request(scope))
         except Exception:  # noqa: BLE001 - it fails again on the ordinary way, where that is seen to
             return False
-        if not answer.write(response):
+        if not self.write(response, scope, send):
             return False
-        self._closed(scope, answer.status, time.perf_counter() - started)
+        self._closed(scope, response.status_code, time.perf_counter() - started)
         return True
 
     def _opened(self, scope: Scope) -> Scope:
         """Return the scope with what everything inside asks for."""
         headers = dict(reversed(scope["headers"]))  # of several with one name, the first
-        given_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        given_id = headers.get(b"x-request-id")
         method = scope["method"]
         scope = {
             **scope,
@@ -149,7 +148,9 @@ class Edge:
             "method": "GET" if method == "HEAD" else method,
             "identity.method": method,
             "identity.request_id": (
-                given_id if _REQUEST_ID.fullmatch(given_id) else f"{self._ids}{next(self._counter):08x}"
+                given_id.decode()
+                if given_id is not None and _REQUEST_ID.fullmatch(given_id)
+                else f"{self._ids}{next(self._counter):08x}"
             ),
             "identity.headers": headers,
             "identity.address": self._policy.proxies.client_of(scope),
@@ -183,16 +184,22 @@ class Edge:
             # A route's pattern would take a line break at the end of a path for its end, and a slash that was encoded
             # into an id for one that begins another route (F80).
             return 404, "not_found", "There is nothing at this path."
-        if path not in _PROBES and not self._any_host:
-            hosts = [value for name, value in scope["headers"] if name == b"host"]
-            if len(hosts) != 1 or not self._is_served(hosts[0]):
-                return 400, "unknown_host", "This host name is not served here; see IDENTITY_ALLOWED_HOSTS."
+        if path not in _PROBES and not self._is_for_us(scope, headers):
+            return 400, "unknown_host", "This host name is not served here; see IDENTITY_ALLOWED_HOSTS."
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "bad_request", "Content-Length is not a number."
         if len(length) > 9 or int(length) > MAX_BODY:
             return _TOO_LARGE
         return None
+
+    def _is_for_us(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        if self._any_host:
+            return True
+        host = headers.get(b"host")
+        if host is None or (len(headers) < len(scope["headers"]) and _count(scope, b"host") > 1):
+            return False
+        return self._is_served(host)
 
     def _serves(self, host: bytes) -> bool:
         return _host_name(host.decode("latin-1")) in self._policy.hosts
@@ -234,14 +241,15 @@ class Edge:
             finished.append((b"access-control-allow-credentials", b"true"))
         return finished
 
-    def written(self, response: Response, scope: Scope) -> bytes | None:
-        """Return the same as it goes over the wire, None when it does not say how long it is."""
+    def write(self, response: Response, scope: Scope, send: Send) -> bool:
+        """Write a whole answer with the same headers, if the server takes one; see `protocol.write_whole`."""
         given = tuple(pair for pair in response.raw_headers if pair[0] != b"content-length")
-        if len(given) == len(response.raw_headers):
-            return None
+        if len(given) == len(response.raw_headers):  # it does not say how long it is
+            return False
         own = b"content-length: %d\r\nx-request-id: %b\r\n"
         own %= len(response.body), scope["identity.request_id"].encode()
-        return self._lines(given, self._origin_of(scope)) + own
+        head = self._lines(given, self._origin_of(scope)) + own
+        return write_whole(send, response.status_code, head, bytes(response.body))
 
     def _lines_of(self, headers: tuple[RawHeader, ...], origin: bytes | None) -> bytes:
         finished = self._completed(headers, origin)
@@ -313,10 +321,8 @@ class _Answer:
         await self._send(message)
 
     def write(self, response: Response) -> bool:
-        """Write a whole answer, if the server takes one; see `protocol.write_whole`."""
-        if self._scope["identity.method"] == "HEAD" or (head := self._edge.written(response, self._scope)) is None:
-            return False
-        if not write_whole(self._send, response.status_code, head, bytes(response.body)):
+        """Write a whole answer, if that can be done."""
+        if self._scope["identity.method"] == "HEAD" or not self._edge.write(response, self._scope, self._send):
             return False
         self.status, self.begun = response.status_code, True
         return True
@@ -382,6 +388,10 @@ async def _answer(send: Send, status: int, code: str, detail: str, request_id: s
 async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+def _count(scope: Scope, wanted: bytes) -> int:
+    return sum(name == wanted for name, _ in scope["headers"])
 
 
 def _host_name(value: str) -> str:

@@ -26,6 +26,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _beside_bodies = 0
     """Bytes read since the last part of a body: a head, what frames the parts of a body, or what comes after it."""
     _in_head = True
+    _head = 0
+    """Bytes of the headers of the request that is being read."""
     _at_once = 0
     """Answers written since something was read, without a task and so without letting anybody else run."""
 
@@ -48,19 +50,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
+        self._in_head, self._head = True, 0
         if self._due is None or self._idle:
             self._idle = False
             self._expect(self.seconds_to_arrive)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # what comes after a body is no header (RFC 9110 6.5.1), and may be without end
+            self._head += len(name) + len(value)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head, self._beside_bodies = False, 0
-        head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if head > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
+        if self._head + len(self.url) > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too much at once")  # the parser makes it a 400 and the end of the connection
         super().on_headers_complete()
 

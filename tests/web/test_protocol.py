@@ -290,7 +290,7 @@ async def test_a_document_is_answered_without_a_task(api, served):
         return Response("noted")
 
     edge = api.app.middleware_stack
-    edge._at_once = {("GET", "/note"): DirectRoute("/note", note)}
+    edge._at_once = {("GET", b"/note"): DirectRoute("/note", note)}
     assert (await served.get("/note")).text == "noted"
 
 
@@ -310,7 +310,8 @@ async def test_a_document_that_fails_is_a_problem_document(api, served):
 
     edge = api.app.middleware_stack
     routes = {path: DirectRoute(path, endpoint) for path, endpoint in (("/fail", fail), ("/refuse", refuse))}
-    edge._direct = edge._at_once = dict(edge._direct) | {("GET", path): route for path, route in routes.items()}
+    edge._direct = dict(edge._direct) | {("GET", path): route for path, route in routes.items()}
+    edge._at_once = {("GET", path.encode()): route for path, route in routes.items()}
     failed, refused = await served.get("/fail"), await served.get("/refuse")
     assert (failed.status_code, failed.json()["code"]) == (500, "internal_error")
     assert (refused.status_code, refused.json()["code"]) == (503, "temporarily_unavailable")
