@@ -31,6 +31,7 @@ class Rotations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._loop = asyncio.get_running_loop()  # once: on Python 3.11 it asks the system each time
         self._waiting: deque[_Waiting] = deque()
         self._sending: asyncio.Task[None] | None = None
 
@@ -42,11 +43,10 @@ class Rotations:
         Raises:
             DatabaseUnavailable: see there; and when those before this one take too long.
         """
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[Session | None] = loop.create_future()
-        self._waiting.append(_Waiting(claim, turn, loop.time() + CONNECT_TIMEOUT))
+        turn: asyncio.Future[Session | None] = self._loop.create_future()
+        self._waiting.append(_Waiting(claim, turn, self._loop.time() + CONNECT_TIMEOUT))
         if self._sending is None:
-            self._sending = asyncio.create_task(self._send())
+            self._sending = self._loop.create_task(self._send())
         return await turn
 
     async def _send(self) -> None:
@@ -60,7 +60,7 @@ class Rotations:
     def _take(self) -> list[_Waiting]:
         """Return the next claims. For whoever has left, and whoever waited for too long, nothing is spent."""
         taken: list[_Waiting] = []
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         while self._waiting and len(taken) < MOST_AT_ONCE:
             waiting = self._waiting.popleft()
             if waiting.turn.done():

@@ -17,14 +17,14 @@ class SigningRounds:
     """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()  # once: on Python 3.11 it asks the system each time
         self._asked: list[tuple[tuple[Unsigned, ...], _Turn]] = []
 
     async def sign(self, *tokens: Unsigned) -> list[str]:
         """Return the tokens with their signatures."""
-        loop = asyncio.get_running_loop()
-        turn: _Turn = loop.create_future()
+        turn: _Turn = self._loop.create_future()
         if not self._asked:
-            loop.call_soon(self._sign_all)
+            self._loop.call_soon(self._sign_all)
         self._asked.append((tokens, turn))
         return await turn
 
