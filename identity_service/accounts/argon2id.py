@@ -117,10 +117,12 @@ class _Memory:
     def __init__(self, size: int) -> None:
         self.size = size
         self._map = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        octets = ffi.from_buffer(self._map)
+        offset = -int(ffi.cast("uintptr_t", octets)) % _HUGE_PAGE
         with suppress(AttributeError, OSError):  # not Linux, or a kernel without them
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        self._octets = ffi.from_buffer(self._map)
-        self.start = ffi.cast("uint8_t *", self._octets) + -int(ffi.cast("uintptr_t", self._octets)) % _HUGE_PAGE
+            # Whole ones only: another would be taken for what is left at the end.
+            self._map.madvise(mmap.MADV_HUGEPAGE, offset, size // _HUGE_PAGE * _HUGE_PAGE)
+        self.start = ffi.cast("uint8_t *", octets) + offset
 
 
 _of_thread = threading.local()

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import bcrypt
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
@@ -106,6 +105,8 @@ def _bcrypt(match: re.Match[str]) -> StoredHash:
     hashed_before = match["sha256"] is not None
 
     def is_digest_of(password: bytes) -> bool:
+        import bcrypt
+
         # Every bcrypt reads 72 bytes and no more. The library refuses longer input where those that wrote the hash cut.
         known = hashlib.sha256(password).hexdigest().encode() if hashed_before else password[:_BCRYPT_BYTES]
         return b"\0" not in known and bcrypt.checkpw(known, stored)
