@@ -5,7 +5,7 @@ What every grant needs done before (strict form, client authentication) is done 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from identity_service import audit, scopes, throttling
@@ -67,7 +67,7 @@ async def password(
         )
     credentials, attempt = identified.credentials, identified.attempt
     subject = Subject("user", str(credentials.user.id)) if credentials is not None else None
-    asking = replace(by, client_id=client.client_id)
+    asking = by._replace(client_id=client.client_id)
     verdict = await authentication.prove(
         credentials,
         password,

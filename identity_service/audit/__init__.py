@@ -8,10 +8,10 @@ lost.
 import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from identity_service.audit import store
@@ -56,8 +56,7 @@ class Event(StrEnum):
     KEY_REVOKED = "key.revoked"
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
+class Actor(NamedTuple):
     """Who does something, and from where.
 
     Args:
@@ -77,10 +76,10 @@ class Actor:
 
     def proved_user(self, user_id: UUID, *, client_id: str, session_id: UUID | None = None) -> "Actor":
         """Return the same at the moment when it turned out to be a user."""
-        return replace(self, kind="user", id=str(user_id), client_id=client_id, session_id=session_id)
+        return self._replace(kind="user", id=str(user_id), client_id=client_id, session_id=session_id)
 
     def proved_client(self, client_id: str) -> "Actor":
-        return replace(self, kind="client", id=client_id, client_id=client_id)
+        return self._replace(kind="client", id=client_id, client_id=client_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,7 @@ pause would never let anybody in who wants to disable it.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
+class SessionLimits(NamedTuple):
     """How long sessions live.
 
     Args:
@@ -67,8 +66,7 @@ class Login:
     limits: SessionLimits
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """That a session be advanced from the generation that a refresh token names to the next one."""
 
     presented: RefreshClaims

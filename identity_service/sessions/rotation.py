@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from identity_service.audit import Actor
@@ -121,7 +120,7 @@ async def _answer_retry_or_end(
     retried = just_spent and claim.now - current.rotated_at <= claim.limits.retry_window
     if presented.generation < current.generation and not retried:
         # Committed before refusing: raising inside the transaction would bring the family back.
-        by = replace(by, client_id=presented.client_id)
+        by = by._replace(client_id=presented.client_id)
         async with db.transaction():
             await lifecycle.end(db, current.id, reason=Reason.REUSE, by=by, now=claim.now)
         raise RefreshTokenReused(

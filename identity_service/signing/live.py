@@ -53,13 +53,13 @@ class LiveKeyring:
         """Keys that were promoted here, and when: the audit hears of them once the database is there."""
         self._changing = threading.Lock()
         """Without it a thread that read the folder before a change could put the old ring into force after it."""
-        self._document: tuple[tuple[str, ...], jwks.JwksDocument] | None = None
+        self._document: tuple[tuple[Key, ...], jwks.JwksDocument] | None = None
 
     def jwks(self, now: datetime) -> jwks.JwksDocument:
         """Return the JWKS at `now`, rendered anew only when the published keys or their order changed."""
-        kids = tuple(key.kid for key in self.current.published(now))
-        if self._document is None or self._document[0] != kids:
-            self._document = kids, jwks.document(self.current, now)
+        published = self.current.published(now)
+        if self._document is None or self._document[0] != published:
+            self._document = published, jwks.document(self.current, now)
         return self._document[1]
 
     def rotate(self, *, now: datetime, at_once: bool) -> KeyChange:

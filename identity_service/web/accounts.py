@@ -1,6 +1,5 @@
 """A person's own account: sign up, look, change, reset a forgotten password, delete. Sessions are next door."""
 
-from dataclasses import replace
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
@@ -208,7 +207,7 @@ async def reset_password(request: Request, body: PasswordReset) -> None:
         await grants.count_failure(runtime, attempt, Event.USER_PASSWORD_RESET, None, error, by=by)
         raise
     password_hash = await hash_new(runtime, body.new_password, username=user.username, email=user.email)
-    by = replace(by, kind="user", id=str(user.id))
+    by = by._replace(kind="user", id=str(user.id))
 
     async def finish(db: Connection) -> None:
         await throttling.forgive(db, user.id, by=by, now=runtime.now())  # before the user, as a login does
