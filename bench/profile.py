@@ -26,13 +26,13 @@ _CONNECTIONS = 32
 _LOOP = "(asyncio/runners.py:"
 """The frame below everything that the event loop runs."""
 
-_SIGN = "sign (identity_service/tokens/jws.py:"
+_SIGN = "signed (identity_service/tokens/jws.py:"
 _SIGNATURES = "two signatures"
 _REST = "event loop and the rest"
 _AREAS = {
     name: re.compile(pattern)
     for name, pattern in {
-        "verification of the presented token": r"^(open_envelope|verify) \(identity_service/tokens/jws\.py"
+        "verification of the presented token": r"^(open_envelope|verify|members_of|lifetime_of|moment|text) \(identity_service/tokens/jws\.py"
         r"|^read \(identity_service/tokens/refresh\.py|\(identity_service/verifier/",
         "claims and JSON": r"\(identity_service/(tokens|accounts|signing|revocation/status_lists|runtime|scopes|shell)"
         r"|^_issue \(identity_service/grants\.py|^_answer \(identity_service/web/token\.py",
