@@ -32,8 +32,10 @@ _REST = "event loop and the rest"
 _AREAS = {
     name: re.compile(pattern)
     for name, pattern in {
-        "verification of the presented token": r"^(open_envelope|verify|members_of|lifetime_of|moment|text) \(identity_service/tokens/jws\.py"
-        r"|^read \(identity_service/tokens/refresh\.py|\(identity_service/verifier/",
+        "verification of the presented token": (
+            r"^(open_envelope|verify|members_of|lifetime_of|moment|text) \(identity_service/tokens/jws\.py"
+            r"|^read \(identity_service/tokens/refresh\.py|\(identity_service/verifier/"
+        ),
         "claims and JSON": r"\(identity_service/(tokens|accounts|signing|revocation/status_lists|runtime|scopes|shell)"
         r"|^_issue \(identity_service/grants\.py|^_answer \(identity_service/web/token\.py",
         "database": r"\((asyncpg/|identity_service/(database\.py|sessions/))",
