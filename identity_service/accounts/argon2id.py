@@ -105,10 +105,12 @@ class Argon2id:
 def keep_memory(cost: Argon2Cost) -> None:
     """Let this thread keep the memory for hashes of a cost from now on, until it ends.
 
-    Where a system lets nobody make functions at run time, which C could call back, it does without.
+    Where a system lets nobody make functions at run time, which C could call back, or has no memory to give at this
+    moment, it does without.
     """
-    if _lend is not None:
-        _of_thread.memory = _Memory(cost.memory_kib * 1024)
+    if _lend is not None and _take_back is not None:
+        with suppress(OSError, MemoryError):
+            _of_thread.memory = _Memory(cost.memory_kib * 1024)
 
 
 class _Memory:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TypeAlias, TypeVar
 
+from argon2.exceptions import HashingError
+
 from identity_service.accounts import formats
 from identity_service.accounts.argon2id import SALT_BYTES, Argon2Cost, Argon2id, keep_memory
 from identity_service.accounts.formats import HashRejected, StoredHash
@@ -268,14 +270,16 @@ class _BoundedThreads:
     async def run(self, work: Callable[[], T], deadline: float) -> T:
         if self.waiting >= self._room:
             raise HashingOverloaded(detail="the queue is full", retry_after=int(deadline))
-        self.waiting += 1
         began = time.perf_counter()
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        future.add_done_callback(self._leave)
         try:
+            future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            self.waiting += 1
+            future.add_done_callback(self._leave)
             return await asyncio.wait_for(future, deadline)
         except TimeoutError:
             raise HashingOverloaded(detail="the deadline passed", retry_after=int(deadline)) from None
+        except (HashingError, MemoryError) as error:
+            raise HashingOverloaded(detail=f"no memory: {error}", retry_after=int(deadline)) from None
         finally:
             self._observe(time.perf_counter() - began)
 

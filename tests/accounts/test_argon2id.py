@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from identity_service.accounts import argon2id
 from identity_service.accounts.argon2id import Argon2Cost, Argon2id, keep_memory
+from identity_service.accounts.hashing import PasswordHashing
+from identity_service.errors import HashingOverloaded
 
 CHEAP = Argon2Cost(64, 2, 1)
 SALT = bytes(range(16))
@@ -160,3 +162,41 @@ OWN = of_library(CHEAP, "a")
 def test_what_is_not_exactly_of_this_kind_was_not_made_here(other):
     assert Argon2id(CHEAP).has_made(OWN)
     assert not Argon2id(CHEAP).has_made(other)
+
+
+async def test_without_memory_to_keep_passwords_are_hashed_all_the_same(monkeypatch):
+    """A thread that cannot begin would take the whole pool with it, until a restart."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    passwords = PasswordHashing(CHEAP, threads=1)
+    made = await passwords.hash("a")
+    assert (await passwords.verify(made, "a")).matched
+    assert passwords.waiting == 0
+    passwords.close()
+
+
+@pytest.mark.parametrize("error", [HashingError("Memory allocation error"), MemoryError()])
+async def test_a_hash_for_which_there_is_no_memory_is_asked_for_again_later(monkeypatch, error):
+    """It says nothing about the password, and 503 rather than 500 to whoever asked."""
+    passwords = PasswordHashing(CHEAP, threads=1)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Argon2id, "hash", fail)
+    with pytest.raises(HashingOverloaded) as refused:
+        await passwords.hash("a")
+    assert refused.value.retry_after > 0
+    assert passwords.waiting == 0
+    passwords.close()
+
+
+async def test_work_that_cannot_be_handed_over_does_not_count_as_waiting():
+    passwords = PasswordHashing(CHEAP, threads=1)
+    passwords.close()
+    with pytest.raises(RuntimeError):
+        await passwords.hash("a")
+    assert passwords.waiting == 0
