@@ -130,9 +130,9 @@ class Edge:
         scope["route"] = route
         try:
             response = route.endpoint(Request(scope))
+            if not self.write(response, scope, send):
+                return False
         except Exception:  # noqa: BLE001 - it fails again on the ordinary way, where that is seen to
-            return False
-        if not self.write(response, scope, send):
             return False
         self._closed(scope, response.status_code, time.perf_counter() - started)
         return True
@@ -244,8 +244,8 @@ class Edge:
     def write(self, response: Response, scope: Scope, send: Send) -> bool:
         """Write a whole answer with the same headers, if the server takes one; see `protocol.write_whole`."""
         given = tuple(pair for pair in response.raw_headers if pair[0] != b"content-length")
-        if len(given) == len(response.raw_headers):  # it does not say how long it is
-            return False
+        if len(given) == len(response.raw_headers) or scope["path"] in _COOKIE_PATHS:
+            return False  # it does not say how long it is, or has headers that the lines kept here do not have
         own = b"content-length: %d\r\nx-request-id: %b\r\n"
         own %= len(response.body), scope["identity.request_id"].encode()
         head = self._lines(given, self._origin_of(scope)) + own

@@ -1,6 +1,6 @@
-"""How much of a request may arrive before it is one: bounds that the HTTP server does not set by itself.
+"""What the HTTP server leaves open: how much may arrive before it is a request, and answers written in one piece.
 
-Without them one socket could make the process hold a header of any size, any number of requests in a row, or a
+Without bounds one socket could make the process hold a header of any size, any number of requests in a row, or a
 connection that never says anything.
 """
 
@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEAD = 32 * 1024
 MAX_PIPELINED = 8
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -30,6 +31,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """Bytes of the headers of the request that is being read."""
     _at_once = 0
     """Answers written since something was read, without a task and so without letting anybody else run."""
+    _running: RequestResponseCycle | None = None
+    """The request that is answered; those sent ahead of its answer wait in the pipeline."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -39,6 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._due = None
         if self._alarm is not None:
             self._alarm.cancel()
+        self._give_up()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -64,7 +68,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head, self._beside_bodies = False, 0
         if self._head + len(self.url) > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too much at once")  # the parser makes it a 400 and the end of the connection
+        upgrades = self.parser.should_upgrade()
+        if upgrades and any(name in _FRAMING for name, _ in self.headers):
+            # For the parser the message ends here. What follows is its body, and would be run as the next request.
+            raise ValueError("an upgrade with a body")
         super().on_headers_complete()
+        if upgrades:  # which is not granted (RFC 9110 7.8), and nobody knows what the client sends after it
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._beside_bodies = 0
@@ -89,12 +99,27 @@ class BoundedProtocol(HttpToolsProtocol):
             self._rest()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
         answer_at_once = getattr(app, "answer_at_once", None)  # see `middleware.Edge`
-        if answer_at_once is not None and self._at_once < MAX_PIPELINED:
+        if answer_at_once is not None and self._at_once < MAX_PIPELINED and not self.parser.should_upgrade():
             self._at_once += 1
             if answer_at_once(cycle.scope, cycle.send):
                 return
         super()._start_asgi_task(cycle, app)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._give_up()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: any client could fill the log with it."""
+
+    def _give_up(self) -> None:
+        """Tell all requests of the connection that it is gone. The server tells only the one that came last."""
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def _rest(self) -> None:
         self._idle = True

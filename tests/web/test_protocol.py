@@ -327,3 +327,69 @@ async def test_a_header_with_a_line_break_is_never_written(api, served):
     answer = await served.get("/split")
     assert answer.status_code == 500
     assert "x-other" not in answer.headers
+
+
+UPGRADE = b"Connection: upgrade\r\nUpgrade: websocket\r\n"
+
+
+async def say(port: int, *parts: bytes) -> bytes:
+    """Send parts, each once the one before has been read, and return all that comes back until the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0.1)
+    with suppress(ConnectionError):
+        async with asyncio.timeout(8):
+            answers = await reader.read()
+    writer.close()
+    return answers
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: %d\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("path", [b"/token", b"/.well-known/jwks.json"])
+async def test_the_body_of_an_upgrade_is_not_run_as_a_request(served, path, framing):
+    """For the parser the message ends at its head. A proxy that forwards both would be told what was not asked."""
+    hidden = b"GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    framing = framing % len(hidden) if b"%" in framing else framing
+    head = b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + UPGRADE + framing + b"\r\n"
+    answers = await say(served.base_url.port, head, hidden)
+    assert answers.startswith(b"HTTP/1.1 400 Bad Request")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("path", [b"/", b"/livez", b"/nowhere"])
+async def test_an_upgrade_is_not_granted_and_ends_the_connection_with_its_answer(served, caplog, path):
+    asked = b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + UPGRADE + b"\r\n"
+    answers = await say(served.base_url.port, asked, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert answers.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answers
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("end", ["a reset", "a request that is refused"])
+async def test_the_end_of_a_connection_is_told_to_the_request_that_is_answered(api, served, caplog, end):
+    """The server tells only the one that came last. What goes on would write to a closed connection, and fail."""
+    begun, told = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: Request) -> Response:
+        begun.set()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        told.set()
+        return Response("a")
+
+    edge = api.app.middleware_stack
+    edge._direct = dict(edge._direct) | {("GET", "/wait"): DirectRoute("/wait", wait)}
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.base_url.port)
+    then = GET if end == "a reset" else b"nonsense\r\n\r\n"
+    writer.write(b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n" + then)
+    async with asyncio.timeout(5):
+        await begun.wait()
+        if end == "a reset":
+            writer.transport.abort()
+        else:
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 Bad Request")
+        await told.wait()
+    await asyncio.sleep(0.1)
+    writer.close()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
