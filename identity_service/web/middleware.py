@@ -111,7 +111,7 @@ class Edge:
             log.exception("request.failed", extra={"request_id": scope["identity.request_id"], "path": scope["path"]})
             if not answer.begun:
                 failure = (500, "internal_error", "Something went wrong here; the request id finds it in the log.")
-                await _answer(answer.send, *failure, scope["identity.request_id"])
+                await _send_problem(answer.send, *failure, scope["identity.request_id"])
         finally:
             audit.listener.reset(listening)
             self._closed(scope, answer.status, time.perf_counter() - started)
@@ -197,7 +197,8 @@ class Edge:
         if self._any_host:
             return True
         host = headers.get(b"host")
-        if host is None or (len(headers) < len(scope["headers"]) and _count(scope, b"host") > 1):
+        repeated = len(headers) < len(scope["headers"])
+        if host is None or (repeated and sum(name == b"host" for name, _ in scope["headers"]) > 1):
             return False
         return self._is_served(host)
 
@@ -364,10 +365,10 @@ def _already(message: Message, receive: Receive) -> Receive:
 async def _turn_away(scope: Scope, send: Send, refusal: Refusal) -> None:
     """Refuse a request that no route sees, and leave the reason for its line in the log."""
     _, scope["identity.error"], scope["identity.detail"] = refusal
-    await _answer(send, *refusal, scope["identity.request_id"])
+    await _send_problem(send, *refusal, scope["identity.request_id"])
 
 
-async def _answer(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
+async def _send_problem(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
     """Send a problem document (RFC 9457) without the framework."""
     body = {
         "type": "about:blank",
@@ -388,10 +389,6 @@ async def _answer(send: Send, status: int, code: str, detail: str, request_id: s
 async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-def _count(scope: Scope, wanted: bytes) -> int:
-    return sum(name == wanted for name, _ in scope["headers"])
 
 
 def _host_name(value: str) -> str:
