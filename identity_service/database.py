@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -90,6 +90,9 @@ class _Lending:
     The pool behind it takes longer to give out and take back a connection, by way of tasks and timers, than a refresh
     waits for Postgres, and serves those who wait in any order. It still opens, checks and closes every connection: each
     returns to it when something went wrong, and every half a minute.
+
+    To open one takes longer than most statements do. So whoever finds none at hand gets the one that comes first, be it
+    the new one or another that has come back.
     """
 
     KEEP_SECONDS = 30.0
@@ -97,7 +100,8 @@ class _Lending:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._idle: deque[_Held] = deque()
-        self._waiting: deque[asyncio.Future[_Held | None]] = deque()
+        self._waiting: deque[asyncio.Future[_Held]] = deque()
+        self._opening: set[asyncio.Task[None]] = set()
         self._held = 0
         self._keeps = True
 
@@ -106,84 +110,93 @@ class _Lending:
         return self._held - len(self._idle)
 
     async def borrow(self) -> _Held:
-        held = await self._turn()
-        if held is not None and held.is_open():
-            return held
-        try:
-            if held is not None:
-                await self._pool.release(held.connection)
-            connection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
-        except BaseException:
-            self._leave()
-            raise
-        return _Held(connection, asyncio.get_running_loop().time() + self.KEEP_SECONDS)
+        while self._idle:
+            held = self._idle.pop()
+            if held.is_open():
+                return held
+            await self._let_go(held)
+        return await self._wait()
 
     async def give_back(self, held: _Held, *, clean: bool) -> None:
         """Take a connection back; `clean` says that nothing went wrong with it."""
         now = asyncio.get_running_loop().time()
-        if not (clean and self._keeps) or now > held.until or not held.is_open() or held.connection.is_in_transaction():
+        if not clean or now > held.until or not held.is_open() or held.connection.is_in_transaction():
             await self._let_go(held)
-        elif not self._hand_on(held):
-            self._idle.append(held)
-            if self._idle[0].until < now:  # those that are not needed any more are at this end
-                await self._let_go(self._idle.popleft())
+            return
+        await self._pass_on(held)
+        if self._idle and self._idle[0].until < now:  # those that are not needed any more are at this end
+            await self._let_go(self._idle.popleft())
 
     async def close(self) -> None:
         """Return to the pool what is at hand, and from now on whatever comes back: it waits for all of it."""
         self._keeps = False
         while self._idle:
             await self._let_go(self._idle.popleft())
+        await asyncio.gather(*self._opening, return_exceptions=True)
 
-    async def _turn(self) -> _Held | None:
-        """Return a connection at hand, or None with the right to take one from the pool."""
-        if self._idle:
-            return self._idle.pop()
-        if self._held < self._pool.get_max_size():
+    async def _wait(self) -> _Held:
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[_Held] = loop.create_future()
+        patience = loop.call_later(CONNECT_TIMEOUT, _give_up, turn)
+        self._waiting.append(turn)
+        self._open_more()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                await self._pass_on(turn.result())  # its turn came in the same moment
+            raise
+        finally:
+            patience.cancel()
+
+    def _open_more(self) -> None:
+        """Have as many opened as there are who wait, up to the size of the pool."""
+        most = self._pool.get_max_size() - self._held
+        while len(self._opening) < min(len(self._waiting), most):
+            opening = asyncio.create_task(self._open())
+            self._opening.add(opening)
+            opening.add_done_callback(self._opened)
+
+    def _opened(self, opening: "asyncio.Task[None]") -> None:
+        self._opening.discard(opening)
+        self._open_more()
+
+    async def _open(self) -> None:
+        """Take a connection from the pool for whoever waits longest, or tell them why there is none."""
+        try:
+            connection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            if turn := self._next_turn():
+                turn.set_exception(error)
+        else:
             self._held += 1
-            return None
-        return await self._wait()
+            await self._pass_on(_Held(connection, asyncio.get_running_loop().time() + self.KEEP_SECONDS))
+
+    async def _pass_on(self, held: _Held) -> None:
+        """Give a connection to whoever waits longest, or keep it at hand."""
+        if turn := self._next_turn():
+            turn.set_result(held)
+        elif self._keeps:
+            self._idle.append(held)
+        else:
+            await self._let_go(held)
 
     async def _let_go(self, held: _Held) -> None:
         try:
             await self._pool.release(held.connection)
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        """Hand on the right to a connection from the pool: nobody who comes later finds it before those who wait."""
-        if not self._hand_on(None):
             self._held -= 1
+            self._open_more()
 
-    async def _wait(self) -> _Held | None:
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[_Held | None] = loop.create_future()
-        patience = loop.call_later(CONNECT_TIMEOUT, _give_up, turn)
-        self._waiting.append(turn)
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            # Its turn may have come in the same moment.
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                held = turn.result()
-                if held is None:
-                    self._leave()
-                elif not self._hand_on(held):
-                    self._idle.append(held)
-            raise
-        finally:
-            patience.cancel()
-
-    def _hand_on(self, held: _Held | None) -> bool:
-        """Give whoever waits longest a connection, or the right to take another one from the pool."""
+    def _next_turn(self) -> "asyncio.Future[_Held] | None":
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(held)
-                return True
-        return False
+                return turn
+        return None
 
 
-def _give_up(turn: "asyncio.Future[_Held | None]") -> None:
+def _give_up(turn: "asyncio.Future[_Held]") -> None:
     if not turn.done():
         turn.set_exception(TimeoutError("no connection became free in time"))
 
@@ -326,6 +339,41 @@ class Database:
         return revision
 
 
+_ARRAYS = {
+    "bytea": (17, 1001),
+    "int8": (20, 1016),
+    "int4": (23, 1007),
+    "timestamptz": (1184, 1185),
+    "uuid": (2950, 2951),
+}
+"""Types whose arrays our statements take: the numbers of both in every Postgres (`pg_type.dat`)."""
+
+
+async def _know_arrays(connection: Connection) -> None:
+    """Tell a new connection about the arrays it will meet.
+
+    It would ask the server about each, with a query that takes ten to twenty milliseconds, which the first refresh over
+    this connection would wait for. Without this it still does.
+    """
+    with suppress(AttributeError, KeyError):
+        settings: Any = connection.get_settings()
+        settings.register_data_types(
+            {
+                "oid": array,
+                "ns": "pg_catalog",
+                "name": f"_{name}",
+                "kind": b"b",
+                "basetype": None,
+                "elemtype": element,
+                "elemtype_name": name,
+                "elemdelim": ",",
+                "range_subtype": None,
+                "attrtypoids": None,
+            }
+            for name, (element, array) in _ARRAYS.items()
+        )
+
+
 async def _keep_session(_: Connection) -> None:
     """We leave no session state behind, so a released connection needs no RESET round trip."""
 
@@ -349,6 +397,7 @@ async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
             max_inactive_connection_lifetime=300,
             timeout=CONNECT_TIMEOUT,
             command_timeout=STATEMENT_TIMEOUT,
+            init=_know_arrays,
             reset=_keep_session,
             server_settings={"application_name": "identity-service"},
         )
