@@ -1,5 +1,7 @@
 -- What wrk asks for. The first argument names it, the rest are its own:
 --   get [TOKEN]                the URL itself, with a bearer token
+--   paced PAUSE                the URL itself, with a pause of so many milliseconds on average before each request of a
+--                              connection
 --   login USERNAME PASSWORD [PATH]
 --                              a login at /token, or where a peer has it; both are plain letters and digits
 --   refresh FILE [PAUSE [CLIENT]]
@@ -14,6 +16,17 @@ refused = 0 -- global: `done` runs in another state and asks for it by name
 
 local scripts = {}
 
+-- Far more connections than requests under way, each at a moment of its own: an open loop.
+local function pause(milliseconds)
+  math.randomseed(os.time())
+  delay = function() return math.random(0, 2 * milliseconds) end
+end
+
+function scripts.paced(milliseconds)
+  pause(tonumber(milliseconds))
+  scripts.get()
+end
+
 function scripts.get(token)
   if token then wrk.headers["Authorization"] = "Bearer " .. token end
   response = function(status)
@@ -27,17 +40,13 @@ function scripts.login(username, password, path)
   scripts.get()
 end
 
-function scripts.refresh(file, pause, client)
+function scripts.refresh(file, milliseconds, client)
   local rest = client and "&client_id=" .. client or ""
   for line in io.lines(file) do
     last = last + 1
     tokens[last] = line
   end
-  if tonumber(pause or 0) > 0 then
-    -- Far more connections than requests under way, each at a moment of its own: an open loop.
-    math.randomseed(os.time())
-    delay = function() return math.random(0, 2 * tonumber(pause)) end
-  end
+  if tonumber(milliseconds or 0) > 0 then pause(tonumber(milliseconds)) end
   request = function()
     if first > last then error("more connections than sessions") end
     local token = tokens[first]

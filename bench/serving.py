@@ -47,6 +47,8 @@ SESSIONS = 2000
 ROUNDS = 3
 STEADY_ROUNDS, STEADY_SECONDS = 7, 2
 """So many and so short that a disk which stalls now and then spoils less than half of them."""
+PAUSE = 1000
+"""Milliseconds between two requests of one of a hundred connections, on average."""
 PASSWORD = secrets.token_hex(16)
 _ROOT = Path(__file__).parent.parent
 _BINDINGS = "argon2-cffi-bindings"
@@ -167,7 +169,8 @@ def logging_in() -> list[Measurement]:
     """P4 to P6. Everything shares all cores, as on a machine that runs nothing else."""
     limits, rates, relations = [], [], []
     alone, beside, kept, quiet_rates = [], [], [], []
-    with installation() as place, place.serve() as service:
+    still: dict[str, list[load.Load]] = {"alone": [], "beside": []}
+    with installation() as place, place.serve() as service, bare(cores=()) as nothing:
         username = sign_up(service)
         for _ in range(ROUNDS):
             limits.append(raw_on_all_cores("hashes", 2))
@@ -176,9 +179,9 @@ def logging_in() -> list[Measurement]:
             relations.append(done.rate / limits[-1])
         failed = done.refused
         for _ in range(ROUNDS):
-            alone.append(load.run(service.url, *paced(service), connections=100, seconds=6))
+            alone.append(_paced(service, nothing, still["alone"]))
             with flood(service, username):
-                beside.append(load.run(service.url, *paced(service), connections=100, seconds=6))
+                beside.append(_paced(service, nothing, still["beside"]))
         for _ in range(ROUNDS):
             quiet = load.run(service.url, "refresh", service.sessions(SESSIONS), connections=32, seconds=3)
             with flood(service, username):
@@ -187,6 +190,7 @@ def logging_in() -> list[Measurement]:
             kept.append(busy.rate / quiet.rate)
     failed += sum(done.refused for done in (*alone, *beside))
     p99 = {name: median(done.p99 for done in runs) for name, runs in (("alone", alone), ("beside", beside))}
+    bare_p99 = {name: median(done.p99 for done in runs) for name, runs in still.items()}
     return [
         Measurement(
             "P4",
@@ -207,6 +211,8 @@ def logging_in() -> list[Measurement]:
             {
                 "p99 alone": f"{p99['alone'] * 1e3:.1f} ms",
                 "p99 beside the flood": f"{p99['beside'] * 1e3:.1f} ms",
+                "p99 of an application that does nothing, alone": f"{bare_p99['alone'] * 1e3:.1f} ms",
+                "the same beside the flood": f"{bare_p99['beside'] * 1e3:.1f} ms",
                 "failed": f"{failed}",
             },
             series={
@@ -231,7 +237,16 @@ def logging_in() -> list[Measurement]:
 
 def paced(service: Service) -> Sequence[object]:
     """Ask for a hundred refreshes a second, each at a moment of its own."""
-    return "refresh", service.sessions(SESSIONS), 1000
+    return "refresh", service.sessions(SESSIONS), PAUSE
+
+
+def _paced(service: Service, nothing: str, still: list[load.Load]) -> load.Load:
+    """Refresh at that pace, and ask the application that does nothing in the same seconds: what the machine does."""
+    asked = paced(service)
+    other = load.start(nothing, "paced", PAUSE, connections=100, seconds=6)
+    done = load.run(service.url, *asked, connections=100, seconds=6)
+    still.append(other.finish())
+    return done
 
 
 @contextmanager
@@ -313,7 +328,7 @@ def key_sets() -> list[Measurement]:
 
 
 @contextmanager
-def bare() -> Iterator[str]:
+def bare(*, cores: Sequence[int] = FIRST) -> Iterator[str]:
     port = free_port()
     options = [
         "--port",
@@ -326,7 +341,7 @@ def bare() -> Iterator[str]:
         "--log-level",
         "error",
     ]
-    with on_cores(FIRST):
+    with on_cores(cores):
         process = subprocess.Popen([sys.executable, "-m", "uvicorn", "bench.bare:app", *options])  # noqa: S603 - ours
     url = f"http://127.0.0.1:{port}"
     try:
