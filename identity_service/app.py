@@ -135,6 +135,9 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         finally:
             passwords.close()
 
+    own = (login, accounts, sessions)
+    administration = (admin_users, admin_roles, admin_clients, admin_keys, admin_audit)
+    parts = (token, revocation, introspection, *own, *administration, metadata, status_list_routes, health, docs)
     app = FastAPI(
         title="Identity service",
         version="1",
@@ -144,21 +147,13 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=problems.refusals(),
-        generate_unique_id_function=lambda route: route.name,
+        routes=[route for part in parts for route in part.router.routes],
     )
     app.state.draining = False
     app.state.metrics = metrics
-    own = (login, accounts, sessions)
-    administration = (admin_users, admin_roles, admin_clients, admin_keys, admin_audit)
-    parts = (token, revocation, introspection, *own, *administration, metadata, status_list_routes, health, docs)
-    app.state.routers = [part.router for part in parts]
-    for router in app.state.routers:
-        app.include_router(router)
     problems.install(app)
     # Outside of everything, the framework's own middleware too.
-    direct = direct_routes(app.state.routers)
-    app.middleware_stack = Edge(app, _edge_policy(settings), metrics, direct)
+    app.middleware_stack = Edge(app, _edge_policy(settings), metrics, direct_routes(app.routes))
     return app
 
 

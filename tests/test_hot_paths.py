@@ -152,7 +152,7 @@ def test_many_connections_are_taken_in_one_turn_of_the_loop():
 
 
 async def test_the_routes_that_must_be_fast_are_called_directly(api):
-    direct = direct_routes(api.app.state.routers)
+    direct = direct_routes(api.app.routes)
     assert {("POST", "/token"), ("GET", "/.well-known/jwks.json")} <= direct.keys()
 
 
@@ -212,8 +212,7 @@ async def test_what_describes_a_refusal_is_there_once(api):
     """P17: a copy for each route was more than a mebibyte. None of those who share it has changed it."""
     told = [
         answer
-        for router in api.app.state.routers
-        for route in router.routes
+        for route in api.app.routes
         for answer in getattr(route, "responses", {}).values()
         if MEDIA_TYPE in answer.get("content", {}) and len(answer["content"]) == 1
     ]

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors, grants, throttling
@@ -21,10 +21,10 @@ from identity_service.errors import (
 from identity_service.runtime import Runtime
 from identity_service.shell import uuid7
 from identity_service.web.dependencies import Caller, SignedIn, actor_of, public, runtime_of
-from identity_service.web.problems import JSON_BODY, SIGNED_IN, refusals
+from identity_service.web.problems import JSON_BODY, SIGNED_IN, Router, refusals
 from identity_service.web.strict_json import StrictRoute
 
-router = APIRouter(route_class=StrictRoute, tags=["Account"])
+router = Router(route_class=StrictRoute, tags=["Account"])
 
 NAMES = (errors.UsernameTaken, errors.UsernameRejected, errors.EmailRejected)
 _HASHES = (errors.Throttled, errors.Unavailable)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from identity_service import audit, errors
@@ -15,9 +15,9 @@ from identity_service.audit.events import EventFilter, RecordedEvent
 from identity_service.web import paging
 from identity_service.web.dependencies import Administrator, runtime_of
 from identity_service.web.paging import Listing, Page, Text
-from identity_service.web.problems import ADMINISTERED, refusals
+from identity_service.web.problems import ADMINISTERED, Router, refusals
 
-router = APIRouter(prefix="/admin/audit-events", tags=["Administration: audit"])
+router = Router(prefix="/admin/audit-events", tags=["Administration: audit"])
 
 
 def _within_reach(moment: datetime) -> datetime:

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors
@@ -11,10 +11,10 @@ from identity_service.clients import Client, registration
 from identity_service.shell import client_secret
 from identity_service.web.dependencies import Administrator, runtime_of
 from identity_service.web.paging import Listing, Scopes, Whole
-from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
+from identity_service.web.problems import ADMINISTERED, JSON_BODY, Router, refusals
 from identity_service.web.strict_json import StrictRoute
 
-router = APIRouter(
+router = Router(
     prefix="/admin/clients",
     route_class=StrictRoute,
     tags=["Administration: clients"],

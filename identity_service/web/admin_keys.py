@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from identity_service import errors
@@ -14,10 +14,10 @@ from identity_service.signing import recording
 from identity_service.signing.keyring import Keyring, KeyState
 from identity_service.web.dependencies import Administrator, runtime_of
 from identity_service.web.paging import Listing, Whole
-from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
+from identity_service.web.problems import ADMINISTERED, JSON_BODY, Router, refusals
 from identity_service.web.strict_json import StrictRoute
 
-router = APIRouter(
+router = Router(
     prefix="/admin/keys",
     route_class=StrictRoute,
     tags=["Administration: keys"],

@@ -3,17 +3,17 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors
 from identity_service.accounts import Role, roles
 from identity_service.web.dependencies import Administrator, runtime_of
 from identity_service.web.paging import Listing, Scopes, Whole
-from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
+from identity_service.web.problems import ADMINISTERED, JSON_BODY, Router, refusals
 from identity_service.web.strict_json import StrictRoute
 
-router = APIRouter(
+router = Router(
     prefix="/admin/roles",
     route_class=StrictRoute,
     tags=["Administration: roles"],

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors, throttling
@@ -19,11 +19,11 @@ from identity_service.web import paging, sessions
 from identity_service.web.accounts import NAMES, AccountChange, Email, Password, UserAnswer, Username, hash_new
 from identity_service.web.dependencies import Administrator, runtime_of
 from identity_service.web.paging import Listing, Page, PathId, Text
-from identity_service.web.problems import ADMINISTERED, JSON_BODY, refusals
+from identity_service.web.problems import ADMINISTERED, JSON_BODY, Router, refusals
 from identity_service.web.sessions import SessionAnswer, SessionId
 from identity_service.web.strict_json import StrictRoute
 
-router = APIRouter(
+router = Router(
     prefix="/admin",
     route_class=StrictRoute,
     tags=["Administration: users"],

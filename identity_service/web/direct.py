@@ -8,8 +8,9 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from identity_service.errors import IdentityError
 from identity_service.web import problems
@@ -39,12 +40,11 @@ class DirectRoute(APIRoute):
         return response
 
 
-def direct_routes(routers: Iterable[APIRouter]) -> Mapping[tuple[str, str], DirectRoute]:
-    """Return the direct routes by method and path."""
+def direct_routes(routes: Iterable[BaseRoute]) -> Mapping[tuple[str, str], DirectRoute]:
+    """Return the direct ones among some routes by method and path."""
     return {
         (method, route.path): route
-        for router in routers
-        for route in router.routes
+        for route in routes
         if isinstance(route, DirectRoute)
         for method in route.methods or ()
     }

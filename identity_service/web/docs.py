@@ -3,12 +3,13 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from fastapi.responses import FileResponse, HTMLResponse
 
 from identity_service.web.dependencies import public
+from identity_service.web.problems import Router
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 _PAGE = """<!doctype html>
 <html lang="en">

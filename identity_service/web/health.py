@@ -3,7 +3,7 @@
 import asyncio
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -11,8 +11,9 @@ from identity_service.database import SCHEMA_HEAD
 from identity_service.errors import DatabaseUnavailable, KeysUnavailable
 from identity_service.runtime import Runtime
 from identity_service.web.dependencies import public, runtime_of
+from identity_service.web.problems import Router
 
-router = APIRouter(tags=["Health"])
+router = Router(tags=["Health"])
 
 PING_SECONDS = 1.0
 

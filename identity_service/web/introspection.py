@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -18,9 +18,10 @@ from identity_service.tokens.access import AccessClaims, ClientClaims
 from identity_service.tokens.refresh import RefreshClaims
 from identity_service.web import oauth
 from identity_service.web.dependencies import public, runtime_of
+from identity_service.web.problems import Router
 from identity_service.web.revocation import read_token
 
-router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
+router = Router(route_class=oauth.OAuthRoute, tags=["OAuth"])
 
 
 class Introspection(BaseModel):

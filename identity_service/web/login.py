@@ -5,7 +5,7 @@ The three want JSON and a known `Origin`, so that no other site can act through 
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,7 @@ from identity_service.settings import Settings
 from identity_service.tokens import refresh
 from identity_service.web import problems
 from identity_service.web.dependencies import actor_of, public, runtime_of
-from identity_service.web.problems import JSON_BODY, BadRequest, refusals
+from identity_service.web.problems import JSON_BODY, BadRequest, Router, refusals
 from identity_service.web.revocation import end_session
 from identity_service.web.strict_json import StrictRoute, require_json
 
@@ -38,7 +38,7 @@ async def from_our_pages(request: Request) -> None:
         raise BadRequest(403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")
 
 
-router = APIRouter(route_class=StrictRoute, tags=["Browser session"], dependencies=[Depends(from_our_pages)])
+router = Router(route_class=StrictRoute, tags=["Browser session"], dependencies=[Depends(from_our_pages)])
 
 
 class LoginBody(BaseModel):

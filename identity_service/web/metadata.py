@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,9 +11,10 @@ from identity_service.signing.jwks import JwksDocument
 from identity_service.signing.keyring import JWKS_MAX_AGE
 from identity_service.web.dependencies import public, runtime_of
 from identity_service.web.direct import DirectRoute
+from identity_service.web.problems import Router
 from identity_service.web.token import offered_grants
 
-router = APIRouter(route_class=DirectRoute, tags=["Metadata"])
+router = Router(route_class=DirectRoute, tags=["Metadata"])
 
 _MAX_AGE = int(JWKS_MAX_AGE.total_seconds())
 _JWKS_CACHING = f"public, max-age={_MAX_AGE}, stale-while-revalidate=60, stale-if-error=3600"

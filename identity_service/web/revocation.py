@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -18,8 +18,9 @@ from identity_service.tokens.access import AccessClaims, ClientClaims
 from identity_service.tokens.refresh import RefreshClaims
 from identity_service.web import oauth
 from identity_service.web.dependencies import actor_of, public, runtime_of
+from identity_service.web.problems import Router
 
-router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
+router = Router(route_class=oauth.OAuthRoute, tags=["OAuth"])
 
 
 class Nothing(BaseModel):

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 from pydantic import BaseModel
 
 from identity_service import errors
@@ -14,9 +14,9 @@ from identity_service.sessions import SessionSummary, lifecycle
 from identity_service.web import paging
 from identity_service.web.dependencies import Caller, SignedIn, runtime_of
 from identity_service.web.paging import Listing, Page, PathId
-from identity_service.web.problems import SIGNED_IN, refusals
+from identity_service.web.problems import SIGNED_IN, Router, refusals
 
-router = APIRouter(prefix="/users/me/sessions", tags=["Account"])
+router = Router(prefix="/users/me/sessions", tags=["Account"])
 
 
 async def read_session_id(session_id: PathId) -> UUID:

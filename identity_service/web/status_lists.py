@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from ipaddress import ip_address
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
@@ -25,9 +25,9 @@ from identity_service.runtime import Runtime
 from identity_service.throttling import prefix
 from identity_service.web.dependencies import public, runtime_of
 from identity_service.web.metadata import FOR_EVERYONE, NOT_MODIFIED, not_modified
-from identity_service.web.problems import BadRequest, refusals
+from identity_service.web.problems import BadRequest, Router, refusals
 
-router = APIRouter(tags=["Status lists"])
+router = Router(tags=["Status lists"])
 
 HEARTBEAT_SECONDS = 10.0
 STREAM_SECONDS = (600.0, 900.0)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
 from identity_service import grants
@@ -15,8 +15,9 @@ from identity_service.runtime import Runtime
 from identity_service.tokens.jws import to_json
 from identity_service.web import oauth
 from identity_service.web.dependencies import actor_of, public, runtime_of
+from identity_service.web.problems import Router
 
-router = APIRouter(route_class=oauth.OAuthRoute, tags=["OAuth"])
+router = Router(route_class=oauth.OAuthRoute, tags=["OAuth"])
 
 Grant = Callable[[Runtime, Client, Mapping[str, str], Actor], Awaitable[IssuedToken]]
 
