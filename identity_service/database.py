@@ -92,10 +92,13 @@ class _Lending:
     returns to it when something went wrong, and every half a minute.
 
     To open one takes longer than most statements do. So whoever finds none at hand gets the one that comes first, be it
-    the new one or another that has come back.
+    the new one or another that has come back. When one cannot be opened, those that are lent will do for a while; only
+    when there are none at all does somebody hear of it.
     """
 
     KEEP_SECONDS = 30.0
+    REST_SECONDS = 1.0
+    """After one could not be opened, while others are lent."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -104,6 +107,7 @@ class _Lending:
         self._opening: set[asyncio.Task[None]] = set()
         self._held = 0
         self._keeps = True
+        self._rests_until = 0.0
 
     @property
     def in_use(self) -> int:
@@ -137,20 +141,33 @@ class _Lending:
     async def _wait(self) -> _Held:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[_Held] = loop.create_future()
-        patience = loop.call_later(CONNECT_TIMEOUT, _give_up, turn)
+        patience = loop.call_later(CONNECT_TIMEOUT, self._give_up, turn)
         self._waiting.append(turn)
         self._open_more()
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
+            if turn.cancelled():
+                self._forget(turn)
+            elif turn.exception() is None:
                 await self._pass_on(turn.result())  # its turn came in the same moment
             raise
         finally:
             patience.cancel()
 
+    def _give_up(self, turn: "asyncio.Future[_Held]") -> None:
+        if not turn.done():
+            self._forget(turn)
+            turn.set_exception(TimeoutError("no connection became free in time"))
+
+    def _forget(self, turn: "asyncio.Future[_Held]") -> None:
+        with suppress(ValueError):
+            self._waiting.remove(turn)
+
     def _open_more(self) -> None:
         """Have as many opened as there are who wait, up to the size of the pool."""
+        if self._held and asyncio.get_running_loop().time() < self._rests_until:
+            return
         most = self._pool.get_max_size() - self._held
         while len(self._opening) < min(len(self._waiting), most):
             opening = asyncio.create_task(self._open())
@@ -159,14 +176,17 @@ class _Lending:
 
     def _opened(self, opening: "asyncio.Task[None]") -> None:
         self._opening.discard(opening)
-        self._open_more()
+        if not opening.cancelled():
+            self._open_more()
 
     async def _open(self) -> None:
         """Take a connection from the pool for whoever waits longest, or tell them why there is none."""
         try:
             connection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
         except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-            if turn := self._next_turn():
+            if self._held:
+                self._rests_until = asyncio.get_running_loop().time() + self.REST_SECONDS
+            elif turn := self._next_turn():
                 turn.set_exception(error)
         else:
             self._held += 1
@@ -194,11 +214,6 @@ class _Lending:
             if not turn.done():
                 return turn
         return None
-
-
-def _give_up(turn: "asyncio.Future[_Held]") -> None:
-    if not turn.done():
-        turn.set_exception(TimeoutError("no connection became free in time"))
 
 
 class _Loan:
@@ -355,7 +370,7 @@ async def _know_arrays(connection: Connection) -> None:
     It would ask the server about each, with a query that takes ten to twenty milliseconds, which the first refresh over
     this connection would wait for. Without this it still does.
     """
-    with suppress(AttributeError, KeyError):
+    with suppress(Exception):
         settings: Any = connection.get_settings()
         settings.register_data_types(
             {

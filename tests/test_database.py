@@ -458,3 +458,63 @@ async def test_a_connection_that_is_being_opened_at_the_end_keeps_nobody_waiting
         leaving.cancel()
         asyncio.get_running_loop().call_later(0.05, may_open.set)
     assert database._pool.get_size() == 0
+
+
+async def test_while_none_can_be_opened_those_that_are_lent_serve_everybody(database_url, monkeypatch):
+    """As when Postgres has no more to give: nobody is refused who would have been served a moment later."""
+    refused: list[bool] = []
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        refused.append(True)
+        raise asyncpg.TooManyConnectionsError("too many connections for role")
+
+    async with open_database(database_url, pool_size=10) as database:
+        async with database.connection():
+            monkeypatch.setattr(asyncpg.Pool, "acquire", refuse)
+            first = [asyncio.create_task(database.schema_revision()) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            second = [asyncio.create_task(database.schema_revision()) for _ in range(20)]
+            await asyncio.sleep(0.01)
+        assert await asyncio.gather(*first, *second) == [SCHEMA_HEAD] * 23
+    assert len(refused) == 3, "it asks again and again"
+
+
+async def test_after_a_rest_another_one_is_opened_where_none_could_be(database_url, monkeypatch):
+    acquire = asyncpg.Pool.acquire
+
+    async def refuse_once(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(asyncpg.Pool, "acquire", acquire)
+        raise asyncpg.TooManyConnectionsError("too many connections for role")
+
+    monkeypatch.setattr(database_module._Lending, "REST_SECONDS", 0.05)
+    async with open_database(database_url, pool_size=2) as database:
+        async with database.connection() as one:
+            monkeypatch.setattr(asyncpg.Pool, "acquire", refuse_once)
+            waiting = asyncio.create_task(_pid_of(database))
+            await asyncio.sleep(0.1)
+            assert await _pid_of(database) != one.get_server_pid()
+        await waiting
+
+
+async def test_nothing_is_opened_for_those_who_have_left(database_url, monkeypatch):
+    monkeypatch.setattr(database_module, "CONNECT_TIMEOUT", 0.05)
+    async with open_database(database_url, pool_size=1) as database, database.connection():
+        cancelled = [asyncio.create_task(database.schema_revision()) for _ in range(3)]
+        patient = [asyncio.create_task(database.schema_revision()) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in cancelled:
+            task.cancel()
+        answers = await asyncio.gather(*cancelled, *patient, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 3 + [DatabaseUnavailable] * 3
+        assert not database._lending._waiting
+
+
+async def test_a_connection_is_opened_even_if_it_cannot_be_told_about_arrays(database_url, monkeypatch):
+    """That goes past what the library documents; without it, it asks the server."""
+
+    def fail(_: Any) -> Any:
+        raise TypeError("another library than we know")
+
+    monkeypatch.setattr(asyncpg.Connection, "get_settings", fail)
+    async with open_database(database_url, pool_size=1) as database, database.connection() as db:
+        assert await db.fetchval("SELECT $1::bigint[]", [1, 2]) == [1, 2]
