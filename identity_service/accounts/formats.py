@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
-from argon2.exceptions import VerificationError
+from argon2.exceptions import HashingError, VerificationError, VerifyMismatchError
 
 UNUSABLE = "!"
 """Stands where an account without a password has its hash. Django marks such accounts with it too."""
@@ -58,7 +58,11 @@ class StoredHash:
     is_digest_of: Callable[[bytes], bool]
 
     def matches(self, password: str) -> bool:
-        """Say whether the password matches. Text that has no bytes in UTF-8 never does."""
+        """Say whether the password matches. Text that has no bytes in UTF-8 never does.
+
+        Raises:
+            HashingError, MemoryError: there is not the memory that it takes.
+        """
         try:
             return self.is_digest_of(password.encode())
         except UnicodeEncodeError:
@@ -93,8 +97,10 @@ def _argon2(match: re.Match[str]) -> StoredHash:
     def is_digest_of(password: bytes) -> bool:
         try:
             return PasswordHasher().verify(phc, password)
-        except VerificationError:
+        except VerifyMismatchError:
             return False
+        except VerificationError as error:  # it is well formed, so that there was no memory: that is no wrong password
+            raise HashingError(*error.args) from None
 
     return StoredHash(match["type"], f"m={memory},t={passes},p={lanes}", is_digest_of)
 
@@ -127,7 +133,10 @@ def _scrypt(match: re.Match[str], n: int, salt: bytes, digest: bytes) -> StoredH
 
     def is_digest_of(password: bytes) -> bool:
         memory = 128 * r * (n + p + 2)
-        made = hashlib.scrypt(password, salt=salt, n=n, r=r, p=p, maxmem=memory + 2**20, dklen=len(digest))
+        try:
+            made = hashlib.scrypt(password, salt=salt, n=n, r=r, p=p, maxmem=memory + 2**20, dklen=len(digest))
+        except ValueError as error:  # of what was asked for nothing is wrong
+            raise MemoryError(*error.args) from None
         return hmac.compare_digest(made, digest)
 
     return StoredHash("scrypt", f"n={n},r={r},p={p}", is_digest_of)

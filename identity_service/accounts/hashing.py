@@ -273,6 +273,9 @@ class _BoundedThreads:
         began = time.perf_counter()
         try:
             future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except RuntimeError as error:  # no thread can be started, or the service ends
+            raise HashingOverloaded(detail=str(error), retry_after=int(deadline)) from None
+        try:
             self.waiting += 1
             future.add_done_callback(self._leave)
             return await asyncio.wait_for(future, deadline)

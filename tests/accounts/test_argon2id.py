@@ -194,9 +194,23 @@ async def test_a_hash_for_which_there_is_no_memory_is_asked_for_again_later(monk
     passwords.close()
 
 
-async def test_work_that_cannot_be_handed_over_does_not_count_as_waiting():
+async def test_work_that_cannot_be_handed_over_is_asked_for_again_later():
     passwords = PasswordHashing(CHEAP, threads=1)
     passwords.close()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(HashingOverloaded):
         await passwords.hash("a")
     assert passwords.waiting == 0
+
+
+async def test_a_hash_for_which_no_thread_can_be_started_is_asked_for_again_later(monkeypatch):
+    def fail(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    passwords = PasswordHashing(CHEAP, threads=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        with pytest.raises(HashingOverloaded):
+            await passwords.hash("a")
+    assert passwords.waiting == 0
+    assert (await passwords.verify(await passwords.hash("a"), "a")).matched
+    passwords.close()
