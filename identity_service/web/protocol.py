@@ -12,13 +12,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEAD = 32 * 1024
 MAX_PIPELINED = 8
-_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with a bound on the head, on requests sent ahead of their answers, and on the time a request takes."""
+    """HTTP/1.1 with a bound on the head, on requests sent ahead of their answers, and on the time that both take."""
 
     seconds_to_arrive = 20.0
+    seconds_to_leave = 60.0
+    """For as much of an answer as has to be taken before more of it is written: half a megabyte at most."""
     _due: float | None = None
     """When the connection is closed unless a request has arrived; None while one is answered."""
     _idle = False
@@ -31,6 +32,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """Bytes of the headers of the request that is being read."""
     _at_once = 0
     """Answers written since something was read, without a task and so without letting anybody else run."""
+    _stuck: asyncio.TimerHandle | None = None
+    """Closes the connection of a client that does not take what it asked for."""
     _running: RequestResponseCycle | None = None
     """The request that is answered; those sent ahead of its answer wait in the pipeline."""
 
@@ -42,8 +45,19 @@ class BoundedProtocol(HttpToolsProtocol):
         self._due = None
         if self._alarm is not None:
             self._alarm.cancel()
+        if self._stuck is not None:
+            self._stuck.cancel()
         self._give_up()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(self.seconds_to_leave, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stuck is not None:
+            self._stuck.cancel()
 
     def data_received(self, data: bytes) -> None:
         self._beside_bodies += len(data)
@@ -69,7 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head + len(self.url) > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too much at once")  # the parser makes it a 400 and the end of the connection
         upgrades = self.parser.should_upgrade()
-        if upgrades and any(name in _FRAMING for name, _ in self.headers):
+        if upgrades and any(_announces_body(*header) for header in self.headers):
             # For the parser the message ends here. What follows is its body, and would be run as the next request.
             raise ValueError("an upgrade with a body")
         super().on_headers_complete()
@@ -146,6 +160,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self.transport.abort()
+
+
+def _announces_body(name: bytes, value: bytes) -> bool:
+    # Some clients send a length of zero with every GET, and offer to upgrade.
+    return name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0") != b"")
 
 
 def write_whole(send: Send, status: int, head: bytes, body: bytes) -> bool:

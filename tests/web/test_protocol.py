@@ -366,6 +366,44 @@ async def test_an_upgrade_is_not_granted_and_ends_the_connection_with_its_answer
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.parametrize("length", [b"0", b"00"])
+async def test_an_upgrade_that_says_it_has_no_body_is_answered(served, length):
+    """Java's client sends a length of zero with a GET, and offers HTTP/2 to every server without TLS."""
+    head = b"GET /.well-known/jwks.json HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + length + b"\r\n"
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n\r\n"
+    answers = await say(served.base_url.port, head + upgrade)
+    assert answers.startswith(b"HTTP/1.1 200 OK")
+    assert b'"keys"' in answers
+
+
+async def test_a_client_that_does_not_take_its_answer_loses_the_connection(served, monkeypatch):
+    """Or as many of them as like would keep a request under way for ever, each with the answer in memory."""
+    monkeypatch.setattr(BoundedProtocol, "seconds_to_leave", 0.2)
+    with socket.socket() as asking:
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        asking.connect(("127.0.0.1", served.base_url.port))
+        asking.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
+        asking.settimeout(5)
+        await asyncio.sleep(1.5)
+        taken = await asyncio.to_thread(lambda: sum(len(part) for part in iter(lambda: asking.recv(65536), b"")))
+    assert taken < 8 * 400_000, "the end came after all that was asked for"
+
+
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(served, monkeypatch):
+    monkeypatch.setattr(BoundedProtocol, "seconds_to_leave", 0.5)
+    taken = 0
+    with socket.socket() as asking:
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        asking.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(asking, ("127.0.0.1", served.base_url.port))
+        await loop.sock_sendall(asking, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        while part := await loop.sock_recv(asking, 65536):
+            taken += len(part)
+            await asyncio.sleep(0.01)
+    assert taken > 400_000
+
+
 @pytest.mark.parametrize("end", ["a reset", "a request that is refused"])
 async def test_the_end_of_a_connection_is_told_to_the_request_that_is_answered(api, served, caplog, end):
     """The server tells only the one that came last. What goes on would write to a closed connection, and fail."""
