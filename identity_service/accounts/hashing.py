@@ -1,7 +1,8 @@
 """Argon2id off the event loop: a few threads at low priority behind a bounded queue with a deadline.
 
 When more passwords wait than can be answered in time, further ones are turned away at once; refreshes, the JWKS and
-health never notice. Next door, `formats` reads hashes, also those of other systems, and `passwords` holds the policy.
+health never notice. While those fill the event loop, a flood of passwords is hashed at a pace. Next door, `formats`
+reads hashes, also those of other systems, and `passwords` holds the policy.
 
 Verifying a hash that is not of today's kind takes another time than nobody's. So while there are such hashes, refusals
 are answered at whole multiples of a step that is longer than the slowest of them takes: see
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from argon2.exceptions import HashingError
@@ -36,6 +38,17 @@ NICENESS = 10
 
 Not the lowest there is: at 19 a core that refreshes fill leaves logins nothing, and they run into the deadline.
 """
+
+PACE_SECONDS = 0.1
+"""From one password to the next while many wait and the event loop has no rest.
+
+A login costs the loop as much as two or three refreshes, so that a flood of them would take the place of a quarter of
+those that fill it.
+"""
+
+LOOK_SECONDS = 0.1
+NO_REST = 0.9
+"""That share of the time between two looks."""
 
 QUEUE_PER_THREAD = 100
 ESTIMATES_AT_ONCE = 32
@@ -91,7 +104,8 @@ class PasswordHashing:
     ) -> None:
         self._hasher = Argon2id(cost)
         self._deadline = deadline
-        self._hashes = _BoundedThreads(threads, threads * QUEUE_PER_THREAD, observe, prepare=lambda: keep_memory(cost))
+        room = threads * QUEUE_PER_THREAD
+        self._hashes = _BoundedThreads(threads, room, observe, prepare=lambda: keep_memory(cost), pace=PACE_SECONDS)
         self._estimates = _BoundedThreads(1, ESTIMATES_AT_ONCE)
         # For users that do not exist: nobody knows its password, and it costs what a real one does.
         self._nobodys_hash = self._hash(secrets.token_urlsafe(32))
@@ -256,10 +270,16 @@ class _BoundedThreads:
         observe: Callable[[float], None] = lambda _: None,
         *,
         prepare: Callable[[], None] = lambda: None,
+        pace: float = 0.0,
     ) -> None:
         self.waiting = 0
+        self._at_once = threads
         self._room = room
         self._observe = observe
+        self._pace = pace
+        self._loop = _Unrest()
+        self._starting = threading.Lock()
+        self._next_start = 0.0
 
         def begin() -> None:
             _lower_priority()
@@ -272,7 +292,7 @@ class _BoundedThreads:
             raise HashingOverloaded(detail="the queue is full", retry_after=int(deadline))
         began = time.perf_counter()
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            future = asyncio.get_running_loop().run_in_executor(self._threads, self._in_turn, work)
         except RuntimeError as error:  # no thread can be started, or the service ends
             raise HashingOverloaded(detail=str(error), retry_after=int(deadline)) from None
         try:
@@ -289,8 +309,43 @@ class _BoundedThreads:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        """Work, but while the event loop has no rest and many wait, only so often."""
+        with self._starting:
+            while self.waiting > self._at_once and self._loop.has_no_rest():
+                if (wait := self._next_start - time.monotonic()) <= 0:
+                    break
+                time.sleep(min(wait, LOOK_SECONDS))
+            self._next_start = time.monotonic() + self._pace
+        return work()
+
     def _leave(self, _: object) -> None:
         self.waiting -= 1
+
+
+class _Unrest:
+    """Tells whether the thread that makes this ran, or waited for a core, all the time of late. Only Linux says."""
+
+    def __init__(self) -> None:
+        self._file = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        self._looked_at, self._wanted = time.monotonic(), self._wanted_so_far()
+        self._answer = False
+
+    def has_no_rest(self) -> bool:
+        now = time.monotonic()
+        if (passed := now - self._looked_at) >= LOOK_SECONDS:
+            wanted = self._wanted_so_far()
+            self._answer = wanted - self._wanted > NO_REST * passed
+            self._looked_at, self._wanted = now, wanted
+        return self._answer
+
+    def _wanted_so_far(self) -> float:
+        """Return for how many seconds the thread has run or waited, 0.0 where nobody knows."""
+        try:
+            ran, waited, _ = self._file.read_text(encoding="ascii").split()
+        except (OSError, ValueError):
+            return 0.0
+        return (int(ran) + int(waited)) / 1e9
 
 
 def _lower_priority() -> None:

@@ -1,6 +1,7 @@
 """Argon2id off the event loop: what is stored, how many wait, and who does not have to (PWD-5, PWD-6, F56)."""
 
 import asyncio
+import hashlib
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import argon2
 import pytest
 
+from identity_service.accounts import hashing as hashing_module
 from identity_service.accounts.argon2id import Argon2Cost, Argon2id
 from identity_service.accounts.hashing import PasswordHashing
 from identity_service.errors import HashingOverloaded
@@ -341,3 +343,48 @@ async def test_a_hundred_logins_at_once_are_all_answered(api, alice):
     account = Account(api, alice.id, "alice", PASSWORD)
     answers = await asyncio.gather(*(account.log_in() for _ in range(100)))
     assert len({answer["access_token"] for answer in answers}) == len(answers)
+
+
+async def hashed_beside(*, spinning: bool, passwords: int) -> float:
+    """Hash some passwords at once with two threads, beside an event loop that has no rest or does nothing else.
+
+    Returns:
+        The seconds it took.
+    """
+    hashing = PasswordHashing(CHEAP, threads=2)
+    over = asyncio.Event()
+
+    async def spin() -> None:
+        while not over.is_set():
+            hashlib.sha256(bytes(1 << 20))  # without the interpreter's lock, which those threads need
+            await asyncio.sleep(0)
+
+    spinner = asyncio.create_task(spin()) if spinning else None
+    await asyncio.sleep(0.3)
+    started = time.monotonic()
+    await asyncio.gather(*(hashing.hash(PASSWORD) for _ in range(passwords)))
+    took = time.monotonic() - started
+    over.set()
+    if spinner is not None:
+        await spinner
+    hashing.close()
+    return took
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="2026-11-29: elsewhere nobody knows whether a thread has rest")
+async def test_while_the_loop_has_no_rest_a_flood_of_logins_goes_through_at_a_pace(monkeypatch):
+    """Each costs the loop as much as two or three refreshes. The last two need not wait: as many threads are there."""
+    monkeypatch.setattr(hashing_module, "PACE_SECONDS", 0.2)
+    assert await hashed_beside(spinning=True, passwords=10) > 6 * 0.2
+
+
+@pytest.mark.parametrize(("spinning", "passwords"), [(False, 10), (True, 2)], ids=["a loop at rest", "no flood"])
+async def test_other_logins_do_not_wait_for_the_loop(monkeypatch, spinning, passwords):
+    monkeypatch.setattr(hashing_module, "PACE_SECONDS", 2.0)
+    assert await hashed_beside(spinning=spinning, passwords=passwords) < 2.0
+
+
+async def test_where_nobody_knows_whether_the_loop_has_rest_no_login_waits_for_it(monkeypatch):
+    monkeypatch.setattr(hashing_module, "PACE_SECONDS", 2.0)
+    monkeypatch.setattr(threading, "get_native_id", lambda: 0)  # of no thread
+    assert await hashed_beside(spinning=True, passwords=10) < 2.0
