@@ -304,6 +304,7 @@ _WARM = """
      WHERE oid IN ('sessions'::regclass, 'users'::regclass)
         OR oid IN (SELECT indexrelid FROM pg_index WHERE indrelid IN ('sessions'::regclass, 'users'::regclass))
 """
+_HUGE_PAGES = "SELECT current_setting('huge_pages_status') AS status"
 _SPACE = "SELECT pg_table_size('sessions') AS rows, pg_indexes_size('sessions') AS indexes"
 _UPDATES = "SELECT n_tup_upd AS all, n_tup_hot_upd AS hot FROM pg_stat_user_tables WHERE relname = 'sessions'"
 _COUNT_OVER = "SELECT count(*) FROM sessions WHERE expires_at < $1"
@@ -466,6 +467,7 @@ class Cost:
     bytes_of_indexes: int
     hot: float
     hot_of_newest: float
+    huge_pages: str
 
     @property
     def name(self) -> str:
@@ -549,6 +551,7 @@ def _costs(*deployments: Deployment) -> list[Cost]:
     costs = []
     for number, at in enumerate(deployments):
         (space,) = at.sql(_SPACE)
+        (pages,) = at.sql(_HUGE_PAGES)
         first, all_of_it, hot = firsts[number], *updates[number]
         cost = Cost(
             size=at.crowd.size,
@@ -561,6 +564,7 @@ def _costs(*deployments: Deployment) -> list[Cost]:
             bytes_of_indexes=space["indexes"],
             hot=hot / all_of_it,
             hot_of_newest=(updates_of_newest[number][1] - hot) / (updates_of_newest[number][0] - all_of_it),
+            huge_pages=pages["status"],
         )
         costs.append(cost)
     return costs
@@ -600,6 +604,7 @@ def _report_costs(both: Sequence[Cost], unasked: Sequence[PerRefresh]) -> list[M
         "of each of the rounds": f"{', '.join(f'{ratio:.2f}' for ratio in ratios)} x",
         **{f"at {at.name}": f"{at.later.processor * 1e6:.0f} us" for at in both},
         "buffers of each Postgres": f"{BUFFERS / 2**30:.1f} GiB",
+        "in huge pages, which the system has to reserve": f"{', '.join(at.huge_pages for at in both)}",
         "with 128 MB of them, as Postgres comes": f"{unasked[1].processor / unasked[0].processor:.2f} x",
         **{
             f"with 128 MB of them, at {at.name}": f"{each.processor * 1e6:.0f} us"
