@@ -51,6 +51,12 @@ NO_REST = 0.9
 """That share of the time between two looks."""
 
 QUEUE_PER_THREAD = 100
+SHARE_OF_DEADLINE = 0.75
+"""As much as can be expected to be done in that part of it is let in: the next ones may take longer."""
+
+TELLING = 4
+"""How many each thread must have done in a row before that says anything of their speed."""
+
 ESTIMATES_AT_ONCE = 32
 DEADLINE_SECONDS = 8.0
 
@@ -280,6 +286,7 @@ class _BoundedThreads:
         self._loop = _Unrest()
         self._starting = threading.Lock()
         self._next_start = 0.0
+        self._busy_since, self._done = 0.0, 0
 
         def begin() -> None:
             _lower_priority()
@@ -288,7 +295,7 @@ class _BoundedThreads:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords", initializer=begin)
 
     async def run(self, work: Callable[[], T], deadline: float) -> T:
-        if self.waiting >= self._room:
+        if self.waiting >= self._most(deadline):
             raise HashingOverloaded(detail="the queue is full", retry_after=int(deadline))
         began = time.perf_counter()
         try:
@@ -319,8 +326,23 @@ class _BoundedThreads:
             self._next_start = time.monotonic() + self._pace
         return work()
 
-    def _leave(self, _: object) -> None:
+    def _most(self, deadline: float) -> int:
+        """Return how many may wait: as many as there is room for, or as are done in time at the speed of late."""
+        if self.waiting < self._at_once:  # a thread has nothing to do: whatever comes now is the beginning
+            self._busy_since, self._done = time.monotonic(), 0
+        if self._done < TELLING * self._at_once:
+            return self._room
+        each = (time.monotonic() - self._busy_since) / self._done
+        return min(self._room, int(SHARE_OF_DEADLINE * deadline / each))
+
+    def _leave(self, future: "asyncio.Future[T]") -> None:
         self.waiting -= 1
+        if future.cancelled():
+            return
+        self._done += 1
+        if self._done >= 4 * TELLING * self._at_once:  # what was long ago counts half
+            self._done //= 2
+            self._busy_since += (time.monotonic() - self._busy_since) / 2
 
 
 class _Unrest:

@@ -287,6 +287,34 @@ async def test_a_full_queue_refuses_at_once_and_is_empty_again_afterwards(librar
     hashing.close()
 
 
+async def test_no_more_are_let_in_than_are_done_in_time_at_the_speed_of_late(monkeypatch):
+    """PWD-6: a slow machine, a full core or the pace leave fewer places than there are; nobody waits in vain."""
+
+    def hash_slowly(*_: object) -> str:
+        time.sleep(0.1)
+        return "hash"
+
+    monkeypatch.setattr(Argon2id, "hash", hash_slowly)
+    hashing = PasswordHashing(CHEAP, threads=2, deadline=3.0)
+
+    async def hash_at_once(passwords: int) -> list[object]:
+        return await asyncio.gather(*(hashing.hash(PASSWORD) for _ in range(passwords)), return_exceptions=True)
+
+    before = asyncio.create_task(hash_at_once(20))
+    await until(lambda: hashing.waiting == 20)
+    await until(lambda: hashing.waiting <= 10)
+    results = [*await hash_at_once(100), *await before]
+    refused = [str(result.detail) for result in results if isinstance(result, HashingOverloaded)]
+    assert set(refused) == {"the queue is full"}
+    assert 20 + 15 <= results.count("hash") <= 20 + 45  # twenty a second, and not for the whole of the deadline
+
+    after = asyncio.create_task(hash_at_once(150))
+    await asyncio.sleep(0.05)
+    assert hashing.waiting == 150  # there was a rest; what was before it says nothing
+    hashing.close()
+    after.cancel()
+
+
 async def test_whoever_waited_past_the_deadline_is_told_and_their_place_is_free_again(library: Library):
     hashing = PasswordHashing(CHEAP, threads=1, deadline=0.05)
     known = await hashing.hash(PASSWORD)
@@ -345,13 +373,13 @@ async def test_a_hundred_logins_at_once_are_all_answered(api, alice):
     assert len({answer["access_token"] for answer in answers}) == len(answers)
 
 
-async def hashed_beside(*, spinning: bool, passwords: int) -> float:
+async def hashed_beside(*, spinning: bool, passwords: int, cost: Argon2Cost = CHEAP) -> float:
     """Hash some passwords at once with two threads, beside an event loop that has no rest or does nothing else.
 
     Returns:
         The seconds it took.
     """
-    hashing = PasswordHashing(CHEAP, threads=2)
+    hashing = PasswordHashing(cost, threads=2)
     over = asyncio.Event()
 
     async def spin() -> None:
@@ -388,3 +416,14 @@ async def test_where_nobody_knows_whether_the_loop_has_rest_no_login_waits_for_i
     monkeypatch.setattr(hashing_module, "PACE_SECONDS", 2.0)
     monkeypatch.setattr(threading, "get_native_id", lambda: 0)  # of no thread
     assert await hashed_beside(spinning=True, passwords=10) < 2.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="2026-11-29: elsewhere a process cannot be kept on one core")
+async def test_on_a_core_that_the_loop_fills_logins_go_through_all_the_same():
+    """PWD-6: at the lowest priority that there is they would run into the deadline."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        assert await hashed_beside(spinning=True, passwords=20, cost=Argon2Cost(19456, 2, 1)) < 8.0
+    finally:
+        os.sched_setaffinity(0, allowed)
