@@ -295,7 +295,7 @@ class _BoundedThreads:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords", initializer=begin)
 
     async def run(self, work: Callable[[], T], deadline: float) -> T:
-        if self.waiting >= self._most(deadline):
+        if not self._has_room(deadline):
             raise HashingOverloaded(detail="the queue is full", retry_after=int(deadline))
         began = time.perf_counter()
         try:
@@ -326,14 +326,15 @@ class _BoundedThreads:
             self._next_start = time.monotonic() + self._pace
         return work()
 
-    def _most(self, deadline: float) -> int:
-        """Return how many may wait: as many as there is room for, or as are done in time at the speed of late."""
+    def _has_room(self, deadline: float) -> bool:
+        """Say whether one more may wait: for one of the places, and for no longer than it has at the speed of late."""
         if self.waiting < self._at_once:  # a thread has nothing to do: whatever comes now is the beginning
             self._busy_since, self._done = time.monotonic(), 0
-        if self._done < TELLING * self._at_once:
-            return self._room
-        each = (time.monotonic() - self._busy_since) / self._done
-        return min(self._room, int(SHARE_OF_DEADLINE * deadline / each))
+        if self._done >= TELLING * self._at_once:
+            took = time.monotonic() - self._busy_since
+            if self.waiting * took >= SHARE_OF_DEADLINE * deadline * self._done:
+                return False
+        return self.waiting < self._room
 
     def _leave(self, future: "asyncio.Future[T]") -> None:
         self.waiting -= 1
