@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
+from operator import truediv
 from typing import Any
 
 import argon2
@@ -213,7 +214,10 @@ async def test_a_refused_login_takes_as_long_whatever_kind_of_hash_is_stored(
                 assert answer.status_code == (400 if ask is by_token else 401)
     medians = {name: statistics.median(values) for name, values in durations.items()}
     print({name: round(1000 * value, 1) for name, value in medians.items()})  # noqa: T201 - for whoever measures
-    assert max(medians.values()) < 1.15 * min(medians.values()), medians
+    # Within a round: once a kind is seen to be faster than it was measured, the step is shorter for all that follow.
+    rounds = [statistics.median(values) for values in zip(*durations.values(), strict=True)]
+    shares = {name: statistics.median(map(truediv, values, rounds)) for name, values in durations.items()}
+    assert max(shares.values()) < 1.15 * min(shares.values()), shares
     distances = {name: distance(durations["unknown"], values) for name, values in durations.items()}
     # Of a few samples, the distance is mostly chance.
     assert samples < 100 or max(distances.values()) < 0.5, distances
