@@ -40,14 +40,15 @@ UPDATE = """
 """
 DELETE_OPEN = "DELETE FROM throttles WHERE key = $1 AND blocked_until <= $2"
 DELETE = "DELETE FROM throttles WHERE key = $1 RETURNING failures"
+# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
 DELETE_EXPIRED = """
     DELETE FROM throttles
-     WHERE key IN (
+     WHERE key = ANY (ARRAY(
                SELECT key FROM throttles
                 WHERE last_failed_at < $1 AND blocked_until < $1
                 ORDER BY last_failed_at LIMIT $2
                   FOR UPDATE SKIP LOCKED
-           )
+           ))
        AND blocked_until < $1
 """
 

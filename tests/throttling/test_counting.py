@@ -238,7 +238,10 @@ async def test_rows_that_say_nothing_any_more_go_in_batches_and_others_stay(api,
         )
     await with_failures(api.database, attempt_of(), 99)
     opens_at = await fail_patiently(api.database, attempt_of(), 1)
-    async with api.database.connection() as db:
+    async with api.database.connection() as db, db.transaction():
+        # As Postgres may plan it by itself when its figures of the table are old: what is within is run for every row.
+        for way in ("hashjoin", "mergejoin", "hashagg", "sort", "material"):
+            await db.execute(f"SET LOCAL enable_{way} = off")
         assert await throttling.prune(db, now=START + timedelta(hours=23)) == 0
         gone = [await throttling.prune(db, now=opens_at + timedelta(hours=23)) for _ in range(6)]
         assert gone == [40, 40, 40, 40, 40, 0]
