@@ -61,6 +61,7 @@ async def password(
     """
     requested = scopes.parse(scope)
     key = runtime.keys.current.signer(runtime.now())
+    runtime.passwords.refuse_when_full()
     async with runtime.database.connection() as db:
         identified = await authentication.identify(
             db, username, by.address, exempt=runtime.settings.throttle_exempt, now=runtime.now()

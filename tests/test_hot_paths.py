@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from contextvars import ContextVar, copy_context
 from itertools import product
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ from fastapi import Request, Response
 
 from identity_service.accounts.argon2id import Argon2id
 from identity_service.cli.serve import TAKEN_AT_ONCE, taken_at_once
-from identity_service.errors import KeysUnavailable
+from identity_service.errors import HashingOverloaded, KeysUnavailable
 from identity_service.sessions import store
 from identity_service.shell import utc_now
 from identity_service.signing import key_files
@@ -26,19 +27,23 @@ from identity_service.web.direct import DirectRoute, direct_routes
 from identity_service.web.problems import MEDIA_TYPE, refusals
 from tests.conftest import Api, StartApi
 
+_WORKING: ContextVar[bool] = ContextVar("working", default=False)
+"""Also in the tasks that the work makes, and in the callback of asyncpg, which runs in no task."""
+
 
 async def statements_of(api: Api, work: Coroutine[Any, Any, Any]) -> list[str]:
     """Return what the work asked the database, beside the housekeeping, which goes on. The pool has one connection."""
-    housekeeping = asyncio.all_tasks()
     asked: list[str] = []
 
     def note(record: Any) -> None:
-        if asyncio.current_task() not in housekeeping:
+        if _WORKING.get():
             asked.append(record.query)
 
     async with api.database.connection() as db:
         db.add_query_logger(note)
-    await asyncio.create_task(work)
+    context = copy_context()
+    context.run(_WORKING.set, True)
+    await asyncio.create_task(work, context=context)
     async with api.database.connection() as db:
         db.remove_query_logger(note)
     return asked
@@ -66,6 +71,28 @@ async def test_a_login_asks_the_database_twice(start_api: StartApi):
     assert "throttles" in before
     for part in ("throttles", "INSERT INTO sessions", "INSERT INTO audit_events"):
         assert part in after
+
+
+async def test_a_login_that_finds_no_room_to_be_hashed_asks_the_database_nothing(start_api: StartApi, monkeypatch):
+    """A flood whose clients ask again at once costs the event loop no more than it has to."""
+    gate = threading.Event()
+    async with start_api(database_pool_size=1) as api:
+        monkeypatch.setattr(Argon2id, "hash", lambda *_: str(gate.wait(20)))
+        waiting = []
+        with suppress(HashingOverloaded):
+            while True:
+                waiting.append(asyncio.create_task(api.runtime.passwords.hash("a password")))
+                await asyncio.sleep(0)
+                api.runtime.passwords.refuse_when_full()
+
+        async def log_in() -> None:
+            answer = await api.token(grant_type="password", username="alice", password="any password")
+            assert answer.status_code == 503
+
+        asked = await statements_of(api, log_in())
+        gate.set()
+        await asyncio.gather(*waiting)
+    assert asked == []
 
 
 async def test_refreshes_that_come_together_ask_the_database_together(start_api: StartApi):

@@ -139,6 +139,14 @@ class PasswordHashing:
         """
         await self._estimates.run(check, self._deadline)
 
+    def refuse_when_full(self) -> None:
+        """Turn away whom `verify` would turn away, before anything is spent on them.
+
+        Raises:
+            HashingOverloaded: the queue is full.
+        """
+        self._hashes.refuse_when_full(self._deadline)
+
     async def verify(self, password_hash: str | None, password: str, *, as_sent: str | None = None) -> Verdict:
         """Say whether the password matches the stored hash.
 
@@ -294,9 +302,12 @@ class _BoundedThreads:
 
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passwords", initializer=begin)
 
-    async def run(self, work: Callable[[], T], deadline: float) -> T:
+    def refuse_when_full(self, deadline: float) -> None:
         if not self._has_room(deadline):
             raise HashingOverloaded(detail="the queue is full", retry_after=int(deadline))
+
+    async def run(self, work: Callable[[], T], deadline: float) -> T:
+        self.refuse_when_full(deadline)
         began = time.perf_counter()
         try:
             future = asyncio.get_running_loop().run_in_executor(self._threads, self._in_turn, work)
