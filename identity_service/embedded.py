@@ -29,6 +29,8 @@ UNPRIVILEGED = "nobody"
 _LONGEST_SOCKET_PATH = 103
 _SOCKET = ".s.PGSQL.5432"
 _LEAST_VERSION = 14
+_PACKAGED = Path("/usr/lib/postgresql")
+"""Where Debian's packages are, each version in a folder of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ def _find_binaries() -> Path:
         return Path(spec.origin).with_name("pginstall") / "bin"
     initdb = shutil.which("initdb")
     places = [Path(initdb).resolve().parent] if initdb else []
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name, reverse=True)
+    packaged = {int(path.parent.name): path for path in _PACKAGED.glob("*/bin") if path.parent.name.isdecimal()}
+    places += [packaged[version] for version in sorted(packaged, reverse=True) if version >= _LEAST_VERSION]
     for place in places:
         if (place / "pg_ctl").exists() and (place / "initdb").exists():
             return place

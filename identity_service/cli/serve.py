@@ -40,10 +40,10 @@ def serve(
 ) -> None:
     """Run the service until Ctrl-C."""
     # Through the environment, which is all that worker processes get.
-    if bind is not None:
-        os.environ["IDENTITY_BIND"] = bind
-    if workers is not None:
-        os.environ["IDENTITY_WORKERS"] = str(workers)
+    for name, value in (("IDENTITY_BIND", bind), ("IDENTITY_WORKERS", workers)):
+        if value is not None:
+            os.environ.pop(f"{name}_FILE", None)
+            os.environ[name] = str(value)
     # So that a polite kill unwinds the contexts below, and nothing is left running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _allow_open_files()

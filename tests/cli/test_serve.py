@@ -16,6 +16,8 @@ import httpx2
 import jwt
 import pytest
 
+from identity_service import embedded
+from identity_service.errors import ConfigurationError
 from identity_service.verifier import TokenRejected, Verifier
 from tests.cli.conftest import StartService
 from tests.conftest import PASSWORD, bearer
@@ -90,6 +92,26 @@ def test_two_services_share_the_embedded_postgres_and_the_last_one_stops_it(serv
     assert not (place / "postmaster.pid").exists()
 
 
+def test_the_newest_postgres_that_is_installed_and_new_enough_is_the_embedded_one(monkeypatch, tmp_path):
+    """Where the package with the binaries is not."""
+    monkeypatch.setattr(embedded, "find_spec", lambda _: None)
+    monkeypatch.setattr(embedded, "_PACKAGED", tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    for version in ("9.6", "13", "common"):
+        make_binaries(tmp_path / version)
+    with pytest.raises(ConfigurationError, match=r"no Postgres to start: .* \(PostgreSQL 14 or newer\)"):
+        embedded._find_binaries()
+    for version in ("9", "14", "100", "16"):
+        make_binaries(tmp_path / version)
+    assert embedded._find_binaries() == tmp_path / "100/bin"
+
+
+def make_binaries(folder: Path) -> None:
+    (folder / "bin").mkdir(parents=True)
+    for name in ("pg_ctl", "initdb"):
+        (folder / "bin" / name).touch()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits of another process can be asked for on Linux only")
 def test_a_low_limit_of_open_files_does_not_turn_followers_away(serve: StartService):
     """1024 is what a login shell and many a container give; one process serves 2000 streams."""
@@ -111,6 +133,20 @@ def test_a_taken_port_is_said_in_one_line(serve: StartService):
     assert code == 2
     assert said.startswith(f"identity-service: {bind} cannot be bound (Address already in use)")
     assert "IDENTITY_BIND" in said
+
+
+def test_an_option_overrides_the_setting_in_a_file_too(serve: StartService, tmp_path):
+    """Or both would be set and differ, which is refused."""
+    for name, value in (("bind", "127.0.0.1:1"), ("workers", "2")):
+        (tmp_path / name).write_text(value)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        files = {f"IDENTITY_{name.upper()}_FILE": str(tmp_path / name) for name in ("bind", "workers")}
+        service = serve("--bind", bind, "--workers", "1", ready=False, **files)
+        code, said = refused(service)
+    assert (code, said.partition(" cannot")[0]) == (2, f"identity-service: {bind}")
 
 
 def test_an_unreachable_database_is_said_in_one_line_without_its_password(serve: StartService):
