@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from identity_service import logs, throttling
 from identity_service import settings as configuration
+from identity_service.accounts import resets
 from identity_service.accounts import store as account_store
 from identity_service.accounts.argon2id import Argon2Cost
 from identity_service.accounts.breaches import BreachCheck
@@ -262,6 +263,7 @@ async def _prune(runtime: Runtime) -> None:
         async with runtime.database.connection() as db:
             went = await lifecycle.prune(db, now=runtime.now())
             went += await own_tokens.prune(db, now=runtime.now())
+            went += await resets.prune(db, now=runtime.now())
             tallies = await throttling.prune(db, now=runtime.now())
         if went < lifecycle.PRUNE_BATCH and tallies < throttling.PRUNE_BATCH:
             return

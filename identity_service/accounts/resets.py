@@ -18,6 +18,7 @@ from identity_service.revocation.revoking import Reason
 from identity_service.sessions import lifecycle
 
 RESET_LIFETIME = timedelta(minutes=30)
+PRUNE_BATCH = 1000
 
 
 async def start(db: Connection, user_id: UUID, token: str, *, by: Actor, now: datetime) -> datetime:
@@ -67,6 +68,11 @@ async def finish(
         raise ResetTokenInvalid(detail="overtaken")
     await audit.record(db, Event.USER_PASSWORD_RESET, Subject("user", str(user_id)), by=by, now=now)
     await lifecycle.end_all(db, user_id, reason=Reason.PASSWORD_CHANGED, by=by, now=now)
+
+
+async def prune(db: Connection, *, now: datetime) -> int:
+    """Delete a batch of tokens that have expired; return how many went."""
+    return await store.delete_expired_resets(db, now=now, limit=PRUNE_BATCH)
 
 
 def _digest(token: str) -> bytes:

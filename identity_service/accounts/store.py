@@ -163,6 +163,12 @@ SPEND_RESET = """
       FROM spent WHERE users.id = spent.user_id AND users.disabled_at IS NULL
 """
 DELETE_RESET = "DELETE FROM password_resets WHERE user_id = $1"
+# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
+DELETE_EXPIRED_RESETS = """
+    DELETE FROM password_resets WHERE user_id = ANY (ARRAY(
+        SELECT user_id FROM password_resets WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+    ))
+"""
 
 INSERT_ROLE = """
     INSERT INTO roles (name, scopes, created_at) VALUES ($1, $2, $3)
@@ -359,6 +365,10 @@ async def spend_reset(db: Connection, token_digest: bytes, *, password_hash: str
 
 async def delete_reset(db: Connection, user_id: UUID) -> None:
     await db.execute(DELETE_RESET, user_id)
+
+
+async def delete_expired_resets(db: Connection, *, now: datetime, limit: int) -> int:
+    return int((await db.execute(DELETE_EXPIRED_RESETS, now, limit)).rpartition(" ")[2])
 
 
 async def stage(db: Connection, users: Iterable[StagedUser]) -> None:

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from identity_service.accounts import registration, resets
+from identity_service.app import _prune
 from identity_service.errors import UserDisabled, UserNotFound
 from identity_service.shell import reset_token
 from tests.conftest import PASSWORD, TESTER, Account, Api, bearer
@@ -216,6 +217,16 @@ async def test_an_account_without_a_password_gets_one(api):
     token = await start(Account(api, str(user_id), "alice", ""))
     assert (await finish(api, token)).status_code == 204
     assert await password_works(api, NEW_PASSWORD)
+
+
+async def test_an_expired_token_leaves_nothing_in_the_database(api, alice, clock):
+    bob = await api.sign_up("bob", "wise old owls never sleep")
+    await start(alice)
+    clock.advance(minutes=20)
+    await start(bob)
+    clock.advance(minutes=10, seconds=1)
+    await _prune(api.runtime)
+    assert await api.scalar("SELECT array_agg(user_id) FROM password_resets") == [UUID(bob.id)]
 
 
 async def test_nobody_resets_the_password_of_nobody(api):
