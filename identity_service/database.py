@@ -27,6 +27,7 @@ SCHEMA_HEAD = "0009"
 CONNECT_TIMEOUT = 5.0
 STATEMENT_TIMEOUT = 10.0
 ATTEMPTS = 4
+_NAMED = {"application_name": "identity-service"}
 
 _AWAY = (
     OSError,
@@ -309,7 +310,7 @@ class Database:
         """
         lost = asyncio.Event()
         try:
-            connection = await asyncpg.connect(self._url, timeout=CONNECT_TIMEOUT)
+            connection = await asyncpg.connect(self._url, timeout=CONNECT_TIMEOUT, server_settings=_NAMED)
         except (*_AWAY, asyncpg.PostgresError) as error:
             raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
         try:
@@ -414,7 +415,7 @@ async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
             command_timeout=STATEMENT_TIMEOUT,
             init=_know_arrays,
             reset=_keep_session,
-            server_settings={"application_name": "identity-service"},
+            server_settings=_NAMED,
         )
     except (ValueError, asyncpg.ClientConfigurationError) as error:
         # Its text repeats parts of the URL, the password among them.

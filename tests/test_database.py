@@ -450,6 +450,17 @@ async def test_who_waits_for_a_connection_hears_why_there_is_none_and_the_next_g
     assert answers[1:] == [SCHEMA_HEAD] * 2
 
 
+async def test_postgres_knows_whose_connections_they_are_that_which_listens_too(database_url):
+    async with open_database(database_url, pool_size=1) as database:
+        listening = asyncio.create_task(database.listen("channel", lambda: None))
+        async with asyncio.timeout(5), database.connection() as db:
+            named = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'identity-service'"
+            while await db.fetchval(f"{named} AND query LIKE 'LISTEN%'") != 1:
+                await db.execute("SELECT pg_sleep(0.01)")
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
 async def test_a_connection_that_is_being_opened_at_the_end_keeps_nobody_waiting(database_url, monkeypatch):
     may_open = opening_later(monkeypatch)
     async with open_database(database_url, pool_size=2) as database:
