@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from importlib.metadata import distribution
 from statistics import median
@@ -122,7 +122,7 @@ def cookies(settings: Settings) -> Finding:
 
 def proxy(settings: Settings) -> Finding:
     """An https issuer on a loopback address is behind something that ends TLS."""
-    trusted = getattr(settings, "trusted_proxies", ())
+    trusted = settings.trusted_proxies
     if settings.secure_cookies and is_loopback(settings.host) and not trusted:
         text = "likely behind a proxy, whose address stands for everybody's in sessions, audit and throttling"
         return Finding("proxy", "warn", text, "name it in IDENTITY_TRUSTED_PROXIES")
@@ -277,6 +277,7 @@ def same_time(check: str, date: str | None, began: datetime, ended: datetime) ->
         theirs = parsedate_to_datetime(date or "")
     except ValueError:
         return Finding(check, "warn", "the answer has no Date header")
+    theirs = theirs.replace(tzinfo=theirs.tzinfo or UTC)  # "-0000" is UTC, and Python gives it no zone
     apart = max(began - theirs - timedelta(seconds=1), theirs - ended, timedelta(0))
     return _clock(check, apart)
 
