@@ -39,18 +39,20 @@ class PublicKeys(BaseModel):
 class ServerMetadata(BaseModel):
     """RFC 8414 2."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
     issuer: str
     token_endpoint: str
     jwks_uri: str
     revocation_endpoint: str
+    introspection_endpoint: str
     status_list_aggregation_endpoint: str
     grant_types_supported: list[str]
     response_types_supported: list[str]
     scopes_supported: list[str]
     token_endpoint_auth_methods_supported: list[str]
     revocation_endpoint_auth_methods_supported: list[str]
+    introspection_endpoint_auth_methods_supported: list[str]
     service_documentation: str
 
 
