@@ -85,7 +85,7 @@ lock: ## Pin the dependencies again (needs uv)
 	$(LOCK) --group bench --constraints requirements/dev.txt -o requirements/bench.txt
 
 clean: ## Remove the environment and the local database; the keys stay
-	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .import_linter.log .hypothesis .coverage
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

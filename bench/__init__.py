@@ -4,5 +4,5 @@
 there: `serving` is what the service does at its limits, `verifier` what verifying costs other services, `transfer` what
 moving in does. Two take longer and more than the rest, and are run by themselves: `peers` has comparable systems do the
 same work (`make bench-peers`), `scale` has ten times as many sessions (`make bench-scale`). `pictures` draws what they
-wrote down.
+wrote down, and `profile` looks where the time of a refresh goes.
 """

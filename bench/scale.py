@@ -1,6 +1,6 @@
 """What ten times as many sessions cost: P9 and P15 of the goals, and how fast sessions that are over go away.
 
-`make bench-scale` runs it, for a quarter of an hour and with some gigabytes of disk, so it is no part of `make bench`.
+`make bench-scale` runs it, for some ten minutes and with some gigabytes of disk, so it is no part of `make bench`.
 Both sizes are there at once and take turns, because another minute may be another machine. Each has a Postgres with as
 many buffers as its documentation has an operator give it, and with the tables in them, as after hours of work. What one
 costs that has the 128 MB it comes with, and reads a page or more for each refresh, is a figure beside that.

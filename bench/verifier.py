@@ -60,7 +60,7 @@ async def uncached() -> list[Measurement]:
     beside = {"raw RSA-2048 verify": f"{limit * 1e6:.1f} us", "verifier": f"{ours * 1e6:.1f} us"}
     beside |= {name: f"{seconds / limit:.2f} x" for name, seconds in taken.items()}
     if joserfc is None:
-        beside["joserfc"] = "skipped: .venv/bin/pip install joserfc"
+        beside["joserfc"] = "skipped: make bench-peers measures it"
     return [Measurement("P11", "verifier, token seen for the first time / raw verify", ours / limit, "x", 1.5, beside)]
 
 

@@ -1,8 +1,9 @@
 """Users: who they are, what their passwords must be, how they prove themselves, what their roles give.
 
 `registration` makes and changes accounts, `authentication` proves who asks, `passwords` holds the policy, `breaches`
-asks others whether they know a password, `hashing` holds the threads that run Argon2id, `roles` what roles there are
-and the scopes they give. What lives on after a login is the business of `sessions`.
+asks others whether they know a password, `hashing` holds the threads that run Argon2id (`argon2id`) and verify what
+other systems hashed (`formats`), `resets` forgotten passwords, `transfer` the way in and out, `roles` what roles there
+are and the scopes they give. What lives on after a login is the business of `sessions`.
 """
 
 from dataclasses import dataclass

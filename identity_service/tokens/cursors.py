@@ -1,4 +1,4 @@
-"""Cursors: where the next page of a list begins, in words that nobody but us can write (F71).
+"""Cursors: where the next page of a list begins, in words that nobody but us can write.
 
 A cursor is only good for the list and the search that handed it out, for the same user, and for a day.
 """

@@ -182,7 +182,7 @@ class Edge:
         path = scope["path"]
         if _CONTROLS.search(path) or b"%2f" in scope.get("raw_path", b"").lower():
             # A route's pattern would take a line break at the end of a path for its end, and a slash that was encoded
-            # into an id for one that begins another route (F80).
+            # into an id for one that begins another route.
             return 404, "not_found", "There is nothing at this path."
         if path not in _PROBES and not self._is_for_us(scope, headers):
             return 400, "unknown_host", "This host name is not served here; see IDENTITY_ALLOWED_HOSTS."
