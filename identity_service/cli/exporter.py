@@ -1,6 +1,7 @@
 """`GET /metrics` on an address of its own, which nothing but a scraper needs to reach. Part of `serve`."""
 
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
+from identity_service.web.middleware import SECURITY_HEADERS
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which several processes keep their metrics; read by prometheus_client when it is imported."""
@@ -95,8 +97,6 @@ class _Server(ThreadingHTTPServer):
 
 class _Answer(BaseHTTPRequestHandler):
     server: _Server
-    server_version = "identity"
-    sys_version = ""
     timeout = 10
 
     def do_GET(self) -> None:
@@ -110,6 +110,14 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         with suppress(ConnectionError):
             self.wfile.write(body)
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Begin an answer with what every answer of the service carries, and nothing about the server."""
+        self.send_response_only(code, message)
+        self.send_header("Date", self.date_time_string())
+        self.send_header("X-Request-ID", secrets.token_hex(8))
+        for name, value in SECURITY_HEADERS.items():
+            self.send_header(name, value)
 
     def log_message(self, *_: object) -> None:
         """Say nothing: scrapes come every few seconds."""

@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from identity_service import audit
 from identity_service.metrics import Metrics
 from identity_service.web.direct import DirectRoute
+from identity_service.web.problems import MEDIA_TYPE
 from identity_service.web.protocol import write_whole
 from identity_service.web.proxies import TrustedProxies
 
@@ -39,7 +40,7 @@ _ALLOWED_HEADERS = "Authorization, Content-Type, X-Request-ID, X-Requested-With"
 _EXPOSED_HEADERS = "WWW-Authenticate, Retry-After, X-Request-ID"
 
 # The default is a document that loads and does nothing; pages of HTML bring their own policy.
-_SECURITY_HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -91,7 +92,7 @@ class Edge:
         # Nearly every request names the same host.
         self._is_served = lru_cache(maxsize=64)(self._serves)
         self._lines = lru_cache(maxsize=64)(self._lines_of)
-        own = dict(_SECURITY_HEADERS)
+        own = dict(SECURITY_HEADERS)
         if policy.strict_transport:
             own["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
         self._headers = [(name.lower().encode(), value.encode()) for name, value in own.items()]
@@ -137,6 +138,22 @@ class Edge:
         self._closed(scope, response.status_code, time.perf_counter() - started)
         return True
 
+    def answer_nonsense(self, detail: str, client: tuple[str, int] | None) -> tuple[bytes, bytes]:
+        """Return head, without `connection`, and body of the answer to what is no HTTP/1.1 request that can be read.
+
+        Args:
+            client: address and port of whoever sent it.
+        """
+        request_id, status, code = self._next_id(), 400, "bad_request"
+        body = _problem(status, code, detail, request_id)
+        own = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), request_id.encode())
+        facts = {"request_id": request_id, "status": status, "client": client and client[0]}
+        log.info("request", extra=facts | {"error": code, "detail": detail})
+        return self._lines(_PROBLEM, None) + own, body
+
+    def _next_id(self) -> str:
+        return f"{self._ids}{next(self._counter):08x}"
+
     def _opened(self, scope: Scope) -> Scope:
         """Return the scope with what everything inside asks for."""
         headers = dict(reversed(scope["headers"]))  # of several with one name, the first
@@ -148,9 +165,7 @@ class Edge:
             "method": "GET" if method == "HEAD" else method,
             "identity.method": method,
             "identity.request_id": (
-                given_id.decode()
-                if given_id is not None and _REQUEST_ID.fullmatch(given_id)
-                else f"{self._ids}{next(self._counter):08x}"
+                given_id.decode() if given_id is not None and _REQUEST_ID.fullmatch(given_id) else self._next_id()
             ),
             "identity.headers": headers,
             "identity.address": self._policy.proxies.client_of(scope),
@@ -329,6 +344,7 @@ class _Answer:
         return True
 
 
+_PROBLEM = ((b"content-type", MEDIA_TYPE.encode()),)
 _FOREIGN = (403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")
 _TOO_LARGE = (413, "body_too_large", f"The body must have at most {MAX_BODY} bytes.")
 
@@ -369,7 +385,16 @@ async def _turn_away(scope: Scope, send: Send, refusal: Refusal) -> None:
 
 
 async def _send_problem(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
-    """Send a problem document (RFC 9457) without the framework."""
+    body = _problem(status, code, detail, request_id)
+    headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body))}
+    if status == 413:
+        headers["Connection"] = "close"
+    await _start(send, status, headers)
+    await send({"type": "http.response.body", "body": body})
+
+
+def _problem(status: int, code: str, detail: str, request_id: str) -> bytes:
+    """Render a problem document (RFC 9457) without the framework."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -378,12 +403,7 @@ async def _send_problem(send: Send, status: int, code: str, detail: str, request
         "detail": detail,
         "request_id": request_id,
     }
-    encoded = json.dumps(body).encode()
-    headers = {"Content-Type": "application/problem+json", "Content-Length": str(len(encoded))}
-    if status == 413:
-        headers["Connection"] = "close"
-    await _start(send, status, headers)
-    await send({"type": "http.response.body", "body": encoded})
+    return json.dumps(body).encode()
 
 
 async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEAD = 32 * 1024
 MAX_PIPELINED = 8
+_TOO_LARGE = "The head of the request is too large."
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -34,6 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """Answers written since something was read, without a task and so without letting anybody else run."""
     _stuck: asyncio.TimerHandle | None = None
     """Closes the connection of a client that does not take what it asked for."""
+    _wrong = "This is not HTTP/1.1 as it has to be."
     _running: RequestResponseCycle | None = None
     """The request that is answered; those sent ahead of its answer wait in the pipeline."""
 
@@ -64,7 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._at_once = 0
         super().data_received(data)
         if self._beside_bodies > MAX_HEAD and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too large.")
+            self._wrong = _TOO_LARGE
+            self.send_400_response(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -80,12 +83,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._beside_bodies = False, 0
-        if self._head + len(self.url) > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
-            raise ValueError("too much at once")  # the parser makes it a 400 and the end of the connection
+        if self._head + len(self.url) > MAX_HEAD:
+            raise self._unreadable(_TOO_LARGE)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise self._unreadable("Too many requests were sent ahead of their answers.")
         upgrades = self.parser.should_upgrade()
         if upgrades and any(_announces_body(*header) for header in self.headers):
             # For the parser the message ends here. What follows is its body, and would be run as the next request.
-            raise ValueError("an upgrade with a body")
+            raise self._unreadable("A request that asks for an upgrade must not have a body.")
         super().on_headers_complete()
         if upgrades:  # which is not granted (RFC 9110 7.8), and nobody knows what the client sends after it
             self.cycle.keep_alive = False
@@ -121,8 +126,21 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
         super()._start_asgi_task(cycle, app)
 
+    def _unreadable(self, why: str) -> ValueError:
+        """Return what the server makes a 400 of, and the end of the connection."""
+        self._wrong = why
+        return ValueError(why)
+
     def send_400_response(self, msg: str) -> None:
-        super().send_400_response(msg)
+        """Answer what cannot be read as a request in the words of the application, if it has any."""
+        answer_nonsense = getattr(self.app, "answer_nonsense", None)  # see `middleware.Edge`
+        if answer_nonsense is None:
+            super().send_400_response(msg)
+        else:
+            head, body = answer_nonsense(self._wrong, self.client)
+            of_server = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
+            self.transport.write(b"".join((STATUS_LINE[400], *of_server, head, b"connection: close\r\n\r\n", body)))
+            self.transport.close()
         self._give_up()
 
     def _unsupported_upgrade_warning(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from identity_service.web.middleware import SECURITY_HEADERS
 from tests.cli.conftest import StartService
 from tests.conftest import PASSWORD
 from tests.services import Service, free_port, log_in, refresh, sign_up
@@ -77,8 +78,13 @@ def test_one_scrape_tells_what_all_processes_did(serve: StartService, bind: str,
     assert 3600 < seen["identity_active_key_age_seconds"] < 4000
     assert [value for name, value in seen.items() if name.startswith("identity_build_info{")] == [1]
     assert service.get("/metrics").status_code == 404
-    assert httpx2.get(f"http://{bind}/", timeout=10).status_code == 404
     assert httpx2.get(f"http://{bind}/token", timeout=10).status_code == 404
+    for path, status in (("/metrics", 200), ("/", 404)):
+        answer = httpx2.get(f"http://{bind}{path}", timeout=10)
+        assert answer.status_code == status
+        assert answer.headers["x-request-id"]
+        assert {name: answer.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+        assert "server" not in answer.headers
 
 
 def test_nothing_in_a_scrape_names_who_asked(serve: StartService, bind: str):

@@ -1,6 +1,7 @@
 """What a client may send before it is a request: bounded in size, in number and in time, and linear to read."""
 
 import asyncio
+import json
 import logging
 import socket
 import threading
@@ -253,6 +254,47 @@ async def test_an_answer_is_the_same_written_whole_or_in_parts(api, served, meth
     ]
     assert headers_of[0] == headers_of[1]
     assert len(written.headers.get_list("date")) == 1
+
+
+NO_REQUESTS = {
+    b"FOO / HTTP/1.1\r\nHost: localhost\r\n\r\n": "This is not HTTP/1.1 as it has to be.",
+    b"GET /\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n": (
+        "This is not HTTP/1.1 as it has to be."
+    ),
+    GET[:-2] + b"X: " + b"a" * MAX_HEAD + b"\r\n\r\n": "The head of the request is too large.",
+    GET[:-2] + b"X: " + b"a" * 2 * MAX_HEAD: "The head of the request is too large.",
+    GET[:-2] + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\na": (
+        "A request that asks for an upgrade must not have a body."
+    ),
+}
+
+
+@pytest.mark.parametrize("data", NO_REQUESTS)
+async def test_what_cannot_be_read_as_a_request_is_refused_like_any_other(served, caplog, data):
+    """A problem document with what every answer carries, one line in the log, and the end of the connection."""
+    with caplog.at_level(logging.INFO, "identity_service.request"):
+        answer = await asyncio.to_thread(talk, served.base_url.port, data)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().lower().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    ordinary = (await served.get("/nowhere")).headers
+    assert status == "http/1.1 400 bad request"
+    assert headers.keys() == ordinary.keys() | {"connection"}
+    assert (headers["connection"], headers["content-length"]) == ("close", str(len(body)))
+    changing = {"content-length", "date", "x-request-id"}
+    assert {name: headers[name] for name in ordinary.keys() - changing} == {
+        name: value.lower() for name, value in ordinary.items() if name not in changing
+    }
+    (line, *_) = [record for record in caplog.records if record.name == "identity_service.request"]
+    assert (line.request_id, line.status, line.error) == (headers["x-request-id"], 400, "bad_request")
+    assert json.loads(body) == {
+        "type": "about:blank",
+        "title": "Bad Request",
+        "status": 400,
+        "code": "bad_request",
+        "detail": NO_REQUESTS[data],
+        "request_id": headers["x-request-id"],
+    }
 
 
 async def test_an_answer_that_is_written_whole_is_counted_and_timed(api, served, caplog):
