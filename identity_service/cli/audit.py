@@ -17,13 +17,20 @@ from identity_service.audit import Event, chain
 from identity_service.audit import store as events
 from identity_service.audit.chain import Verification
 from identity_service.audit.events import EventFilter, RecordedEvent
-from identity_service.cli.environment import counted, load_settings, new_file, operator, print_json, with_database
+from identity_service.cli.environment import (
+    AsJson,
+    counted,
+    load_settings,
+    new_file,
+    operator,
+    print_json,
+    with_database,
+)
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError
 from identity_service.shell import utc_now
 
 app = typer.Typer(no_args_is_help=True, help="What happened.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Moment = Annotated[datetime | None, typer.Option(help="In UTC, such as 2026-11-22T08:00:00.")]
 FOLLOW_SECONDS = 1.0
 _LOOK_BACK = 1000

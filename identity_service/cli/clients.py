@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.cli.environment import AsJson, load_settings, operator, print_json, with_database
 from identity_service.clients import Client, registration
 from identity_service.database import Connection
 from identity_service.errors import ConfigurationError
@@ -17,7 +17,6 @@ _DAY = 86400
 _MOST_OVERLAP = int(registration.MOST_OVERLAP.total_seconds())
 
 app = typer.Typer(no_args_is_help=True, help="OAuth clients: services and backends that ask for tokens.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Grants = Annotated[
     list[str] | None,
     typer.Option("--grant", help="client_credentials; first-party clients also password and refresh_token. Repeat."),

@@ -1,12 +1,13 @@
 """`config`: what the service would run with, and where each value comes from."""
 
+import sys
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from identity_service import settings as configuration
-from identity_service.cli.environment import place_of, print_json
+from identity_service.cli.environment import AsJson, place_of, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Settings.")
 
@@ -14,21 +15,21 @@ MASK = "********"
 
 
 @app.command()
-def show(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def show(*, as_json: AsJson = False) -> None:
     """Print each setting with its value and where it came from. Secrets are masked."""
     loaded = configuration.load()
     rows = {
         configuration.PREFIX + name.upper(): {"value": _shown(name, loaded.settings), "from": loaded.origins[name]}
         for name in configuration.Settings.model_fields
     }
+    for warning in loaded.warnings:
+        print(f"identity-service: {warning}", file=sys.stderr)
     if as_json:
         print_json(rows)
         return
     names, values = max(map(len, rows)), max(len(_text(row["value"])) for row in rows.values())
     for variable, row in rows.items():
         print(f"{variable:{names}}  {_text(row['value']):{values}}  {row['from']}")
-    for warning in loaded.warnings:
-        print(f"warning: {warning}")
 
 
 def _text(value: Any) -> str:

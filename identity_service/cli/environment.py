@@ -8,15 +8,18 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
+
+import typer
 
 from identity_service import settings as configuration
 from identity_service.audit import Actor
-from identity_service.database import Database, lacks_schema, open_database
+from identity_service.database import Connection, Database, lacks_schema, open_database
 from identity_service.embedded import is_made, postgres
 from identity_service.errors import ConfigurationError, DatabaseUnavailable, IdentityError
 from identity_service.settings import Settings, secret
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 T = TypeVar("T")
 
 
@@ -165,6 +168,11 @@ def new_file(path: Path) -> Iterator[Output]:
     except BaseException:
         path.unlink()
         raise
+
+
+def transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
+    """Do a unit of work in the configured database and return what it returns."""
+    return with_database(load_settings(), lambda db, _: db.transact(unit))
 
 
 def counted(count: int, noun: str) -> str:

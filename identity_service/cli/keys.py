@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.cli.environment import AsJson, load_settings, operator, print_json, with_database
 from identity_service.database import Database
 from identity_service.errors import ConfigurationError, IdentityError
 from identity_service.settings import Settings
@@ -18,7 +18,6 @@ from identity_service.signing.keyring import Key, Keyring
 from identity_service.signing.live import key_folder
 
 app = typer.Typer(no_args_is_help=True, help="Signing keys.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")

@@ -1,41 +1,39 @@
 """`roles`: what users may do, and the scopes that come with it. Sessions hear of a change at their next refresh."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from identity_service.accounts import Role, User, registration, roles
-from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.cli.environment import AsJson, operator, print_json, transact
 from identity_service.database import Connection
 from identity_service.shell import utc_now
 
 app = typer.Typer(no_args_is_help=True, help="Roles, and the scopes they give.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Scope = Annotated[str, typer.Option(help='The scopes it gives, separated by spaces: "orders:read orders:write".')]
 EndSessions = Annotated[
     bool, typer.Option("--end-sessions", help="Log the user out everywhere, so that it takes effect at once.")
 ]
-T = TypeVar("T")
 
 
 @app.command()
 def create(name: str, *, scope: Scope = "", as_json: AsJson = False) -> None:
     """Make a role."""
-    role = _transact(lambda db: roles.create(db, name, scope=scope, by=operator(), now=utc_now()))
+    role = transact(lambda db: roles.create(db, name, scope=scope, by=operator(), now=utc_now()))
     _show([role], as_json=as_json, several=False)
 
 
 @app.command("list")
 def list_roles(*, as_json: AsJson = False) -> None:
     """Show every role with the scopes it gives."""
-    _show(_transact(roles.list_all), as_json=as_json)
+    _show(transact(roles.list_all), as_json=as_json)
 
 
 @app.command()
 def show(name: str, *, as_json: AsJson = False) -> None:
     """Show a role."""
-    role = _transact(lambda db: roles.find(db, name))
+    role = transact(lambda db: roles.find(db, name))
     _show([role], as_json=as_json, several=False)
 
 
@@ -50,43 +48,47 @@ def set_scopes(
     as_json: AsJson = False,
 ) -> None:
     """Replace the scopes that a role gives."""
-    role = _transact(
+    role = transact(
         lambda db: roles.set_scopes(db, name, scope=scope, end_sessions=end_sessions, by=operator(), now=utc_now())
     )
     _show([role], as_json=as_json, several=False)
 
 
 @app.command()
-def delete(name: str) -> None:
+def delete(name: str, *, as_json: AsJson = False) -> None:
     """Delete a role that no user has."""
-    _transact(lambda db: roles.delete(db, name, by=operator(), now=utc_now()))
-    print(f"Deleted {name}.")
+    transact(lambda db: roles.delete(db, name, by=operator(), now=utc_now()))
+    if as_json:
+        print_json({"name": name, "deleted": True})
+    else:
+        print(f"Deleted {name}.")
 
 
 @app.command()
-def grant(username: str, role: str, *, end_sessions: EndSessions = False) -> None:
+def grant(username: str, role: str, *, end_sessions: EndSessions = False, as_json: AsJson = False) -> None:
     """Give a user a role."""
-    _change(roles.grant, username, role, end_sessions=end_sessions)
+    _change(roles.grant, username, role, end_sessions=end_sessions, as_json=as_json)
 
 
 @app.command()
-def revoke(username: str, role: str, *, end_sessions: EndSessions = False) -> None:
+def revoke(username: str, role: str, *, end_sessions: EndSessions = False, as_json: AsJson = False) -> None:
     """Take a role from a user."""
-    _change(roles.revoke, username, role, end_sessions=end_sessions)
+    _change(roles.revoke, username, role, end_sessions=end_sessions, as_json=as_json)
 
 
-def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
-    return with_database(load_settings(), lambda db, _: db.transact(unit))
-
-
-def _change(rule: Callable[..., Awaitable[User]], username: str, role: str, *, end_sessions: bool) -> None:
+def _change(
+    rule: Callable[..., Awaitable[User]], username: str, role: str, *, end_sessions: bool, as_json: bool
+) -> None:
     async def unit(db: Connection) -> tuple[User, User]:
         before = await registration.find_named(db, username)
         name = before.username
         return before, await rule(db, name, role, end_sessions=end_sessions, by=operator(), now=utc_now())
 
-    before, user = _transact(unit)
+    before, user = transact(unit)
     changed = before.roles != user.roles
+    if as_json:
+        print_json({"id": str(user.id), "username": user.username, "roles": list(user.roles), "changed": changed})
+        return
     already = "" if changed else "; nothing was changed"
     print(f"{user.username} has {', '.join(user.roles) or 'no roles'}{already}.")
     if end_sessions:

@@ -1,13 +1,20 @@
 """`sessions`: where users are logged in, and logging them out."""
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import typer
 
 from identity_service.accounts import registration
-from identity_service.cli.environment import counted, load_settings, operator, print_json, with_database
+from identity_service.cli.environment import (
+    AsJson,
+    counted,
+    load_settings,
+    operator,
+    print_json,
+    transact,
+    with_database,
+)
 from identity_service.database import Connection, Database
 from identity_service.errors import SessionNotFound
 from identity_service.revocation.revoking import Reason
@@ -16,8 +23,6 @@ from identity_service.settings import Settings
 from identity_service.shell import utc_now
 
 app = typer.Typer(no_args_is_help=True, help="Where users are logged in.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-T = TypeVar("T")
 _MOST = 1000
 
 
@@ -41,31 +46,33 @@ def list_sessions(username: str, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def revoke(session_id: str) -> None:
+def revoke(session_id: str, *, as_json: AsJson = False) -> None:
     """End a session."""
 
     async def unit(db: Connection) -> bool:
         return await lifecycle.end(db, _read(session_id), reason=Reason.REVOKED, by=operator(), now=utc_now())
 
-    if not _transact(unit):
+    if not transact(unit):
         raise SessionNotFound
-    print("Ended.")
+    if as_json:
+        print_json({"id": str(_read(session_id)), "ended": True})
+    else:
+        print("Ended.")
 
 
 @app.command("revoke-all")
-def revoke_all(username: str) -> None:
+def revoke_all(username: str, *, as_json: AsJson = False) -> None:
     """Log a user out everywhere."""
 
     async def unit(db: Connection) -> int:
         user = await registration.find_named(db, username)
         return await lifecycle.end_all(db, user.id, reason=Reason.REVOKED, by=operator(), now=utc_now())
 
-    ended = _transact(unit)
-    print(f"Ended {counted(ended, 'session')}.")
-
-
-def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
-    return with_database(load_settings(), lambda db, _: db.transact(unit))
+    ended = transact(unit)
+    if as_json:
+        print_json({"username": username, "ended": ended})
+    else:
+        print(f"Ended {counted(ended, 'session')}.")
 
 
 def _read(session_id: str) -> UUID:

@@ -3,11 +3,11 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeAlias, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeAlias
 
 import typer
 
@@ -16,7 +16,16 @@ from identity_service.accounts import User, registration, resets, roles, transfe
 from identity_service.accounts.argon2id import Argon2Cost
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import PasswordHashing
-from identity_service.cli.environment import counted, load_settings, new_file, operator, print_json, with_database
+from identity_service.cli.environment import (
+    AsJson,
+    counted,
+    load_settings,
+    new_file,
+    operator,
+    print_json,
+    transact,
+    with_database,
+)
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
@@ -25,9 +34,7 @@ from identity_service.throttling import Standing
 
 app = typer.Typer(no_args_is_help=True, help="Accounts.")
 Shown: TypeAlias = tuple[User, Standing]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="The username, or the id.")]
-T = TypeVar("T")
 
 
 @app.command()
@@ -101,7 +108,7 @@ def set_user(
         )
         return await _with_standing(db, changed)
 
-    _show(_transact(unit), as_json=as_json)
+    _show(transact(unit), as_json=as_json)
 
 
 @app.command("list")
@@ -122,7 +129,7 @@ def list_users(
         standing = await throttling.standings(db, [user.id for user in found], now=utc_now())
         return [(user, standing[user.id]) for user in found]
 
-    found = _transact(unit)
+    found = transact(unit)
     shown = found[:limit]
     if as_json:
         print_json([_facts(user, standing) for user, standing in shown])
@@ -139,7 +146,7 @@ def list_users(
 @app.command()
 def show(username: Name, *, as_json: AsJson = False) -> None:
     """Show an account."""
-    _show(_transact(lambda db: _with_standing(db, registration.find_named(db, username))), as_json=as_json)
+    _show(transact(lambda db: _with_standing(db, registration.find_named(db, username))), as_json=as_json)
 
 
 @app.command()
@@ -150,7 +157,7 @@ def disable(username: Name, *, as_json: AsJson = False) -> None:
         user = await registration.find_named(db, username)
         return await _with_standing(db, registration.disable(db, user.id, by=operator(), now=utc_now()))
 
-    _show(_transact(unit), as_json=as_json)
+    _show(transact(unit), as_json=as_json)
 
 
 @app.command()
@@ -161,19 +168,23 @@ def enable(username: Name, *, as_json: AsJson = False) -> None:
         user = await registration.find_named(db, username)
         return await _with_standing(db, registration.enable(db, user.id, by=operator(), now=utc_now()))
 
-    _show(_transact(unit), as_json=as_json)
+    _show(transact(unit), as_json=as_json)
 
 
 @app.command()
-def delete(username: Name) -> None:
+def delete(username: Name, *, as_json: AsJson = False) -> None:
     """Delete an account with its sessions; its tokens are revoked."""
 
-    async def unit(db: Connection) -> None:
+    async def unit(db: Connection) -> User:
         user = await registration.find_named(db, username)
         await registration.delete(db, user.id, by=operator(), now=utc_now())
+        return user
 
-    _transact(unit)
-    print(f"Deleted {username}.")
+    user = transact(unit)
+    if as_json:
+        print_json({"id": str(user.id), "username": user.username, "deleted": True})
+    else:
+        print(f"Deleted {username}.")
 
 
 @app.command()
@@ -185,7 +196,7 @@ def unlock(username: Name, *, as_json: AsJson = False) -> None:
         await throttling.unlock(db, user.id, by=operator(), now=utc_now())
         return user, await throttling.standing(db, user.id, now=utc_now())
 
-    _show(_transact(unit), as_json=as_json)
+    _show(transact(unit), as_json=as_json)
 
 
 @app.command("reset-password")
@@ -197,7 +208,7 @@ def reset_password(username: Name, *, as_json: AsJson = False) -> None:
         user = await registration.find_named(db, username)
         return await resets.start(db, user.id, token, by=operator(), now=utc_now())
 
-    expires_at = _transact(unit).isoformat(timespec="seconds")
+    expires_at = transact(unit).isoformat(timespec="seconds")
     if as_json:
         print_json({"reset_token": token, "expires_at": expires_at})
     else:
@@ -208,10 +219,6 @@ def reset_password(username: Name, *, as_json: AsJson = False) -> None:
 async def _with_standing(db: Connection, found: Awaitable[User]) -> Shown:
     user = await found
     return user, await throttling.standing(db, user.id, now=utc_now())
-
-
-def _transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
-    return with_database(load_settings(), lambda db, _: db.transact(unit))
 
 
 @app.command("import")
@@ -313,10 +320,15 @@ def _counts(counter: Counter[str]) -> str:
 
 
 def _read_password() -> str:
-    first, _, rest = sys.stdin.read().partition("\n")
+    try:
+        first, _, rest = sys.stdin.buffer.read().decode().partition("\n")
+    except UnicodeDecodeError:
+        raise ConfigurationError("Standard input is not UTF-8; it must be the password and nothing else.") from None
     if rest:
         raise ConfigurationError("Standard input has more than one line; it must be the password and nothing else.")
-    return first.removesuffix("\r")
+    if not (password := first.removesuffix("\r")):
+        raise ConfigurationError("Standard input is empty; it must be the password.")
+    return password
 
 
 def _ask_for_password() -> str:

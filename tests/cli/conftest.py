@@ -1,5 +1,6 @@
 """Commands, run in this process or, where processes are the point, as real ones."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,9 @@ class Outcome:
     code: int
     out: str
     err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
 
 
 Command = Callable[..., Outcome]

@@ -5,14 +5,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from importlib.metadata import version
+from typing import Any
 from uuid import UUID
 
 import pytest
+import typer
 
 from identity_service import errors, throttling
-from identity_service.cli import EXIT_CODES
+from identity_service.cli import EXIT_CODES, assemble
 from identity_service.cli.migrate import upgrade
 from identity_service.database import SCHEMA_HEAD, Connection, open_database
 from identity_service.embedded import is_made, postgres
@@ -183,6 +186,8 @@ def test_users_set_changes_what_is_given_and_keeps_the_rest(command: Command):
     [
         ((), PASSWORD, "pass --password-stdin"),
         (("--password-stdin",), f"{PASSWORD}\n{PASSWORD}\n", "more than one line"),
+        (("--password-stdin",), "", "is empty"),
+        (("--password-stdin",), "\n", "is empty"),
         (("--password-stdin", "--no-password"), PASSWORD, "contradict"),
     ],
 )
@@ -190,6 +195,38 @@ def test_a_password_that_comes_in_no_clear_way_makes_no_account(command: Command
     refused = command("users", "create", "alice", *arguments, stdin=stdin)
     assert (refused.code, says in refused.err) == (2, True)
     assert command("users", "list").out == ""
+
+
+def test_every_command_prints_json_that_prints_anything_a_program_would_read():
+    """`serve` and `healthcheck` have nothing to print, and an export is JSON already."""
+    without = {"serve", "healthcheck", "migrate", "users export", "audit export"}
+    commands = commands_of(typer.main.get_command(assemble("")))
+    assert {" ".join(path) for path, made in commands if "as_json" not in parameters_of(made)} == without
+
+
+def commands_of(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, made in group.commands.items():
+        if hasattr(made, "commands"):
+            yield from commands_of(made, *path, name)
+        else:
+            yield (*path, name), made
+
+
+def parameters_of(command: Any) -> set[str]:
+    return {parameter.name for parameter in command.params}
+
+
+def test_what_was_changed_is_told_in_json_too(command: Command):
+    made = command("users", "create", "alice", "--password-stdin", "--json", stdin=PASSWORD).json()
+    command("roles", "create", "clerk", "--scope", "orders:read")
+    alice = {"id": made["id"], "username": "alice"}
+    grant = ("roles", "grant", "alice", "clerk", "--json")
+    assert command(*grant).json() == alice | {"roles": ["clerk"], "changed": True}
+    assert command(*grant, "--end-sessions").json() == alice | {"roles": ["clerk"], "changed": False}
+    assert command("roles", "revoke", "alice", "clerk", "--json").json() == alice | {"roles": [], "changed": True}
+    assert command("roles", "delete", "clerk", "--json").json() == {"name": "clerk", "deleted": True}
+    assert command("sessions", "revoke-all", "alice", "--json").json() == {"username": "alice", "ended": 0}
+    assert command("users", "delete", "alice", "--json").json() == alice | {"deleted": True}
 
 
 def test_a_taken_username_exits_with_four(command: Command):
@@ -203,7 +240,6 @@ def test_a_taken_username_exits_with_four(command: Command):
     ("arguments", "stdin", "says"),
     [
         (("alice", "--password-stdin"), "short", "at least 15 characters"),
-        (("alice", "--password-stdin"), "", "must not be empty"),
         (("al ice", "--password-stdin"), PASSWORD, "without spaces"),
         (("alice", "--password-stdin", "--email", "nowhere"), PASSWORD, "not an e-mail address"),
     ],
@@ -412,7 +448,7 @@ def test_config_show_masks_the_password_of_the_database(command: Command):
     outcome = command("config", "show", DATABASE_URL=url, IDENTITY_ACESS_LIFETIME="1")
     assert "hunter2" not in outcome.out
     assert "db.example.com:5432/identity" in outcome.out
-    assert "warning: IDENTITY_ACESS_LIFETIME" in outcome.out
+    assert "identity-service: IDENTITY_ACESS_LIFETIME" in outcome.err
     lines = [line for line in outcome.out.splitlines() if line.startswith("IDENTITY_")]
     assert "None" not in outcome.out
     assert len({line.rindex("  ") for line in lines}) == 1, "the last column is one"

@@ -86,14 +86,15 @@ async def begin_session(url: str, username: str) -> str:
 
 
 def test_sessions_are_listed_and_ended(people: Command, environment, database_url):
-    first, second, third = (asyncio.run(begin_session(database_url, "alice")) for _ in range(3))
+    first, second, *more = (asyncio.run(begin_session(database_url, "alice")) for _ in range(4))
     rows = json.loads(people("sessions", "list", "ALICE", "--json").out)
-    assert {row["id"] for row in rows} == {first, second, third}
+    assert {row["id"] for row in rows} == {first, second, *more}
     assert rows[0].keys() == {
         "id", "client_id", "user_agent", "address", "created_at", "last_used_at", "expires_at",
     }  # fmt: skip
     assert "192.0.2.1  first-party  Firefox" in people("sessions", "list", "alice").out
     assert people("sessions", "revoke", first).out == "Ended.\n"
+    assert people("sessions", "revoke", second, "--json").json() == {"id": second, "ended": True}
     again = people("sessions", "revoke", first)
     assert (again.code, again.err) == (3, NO_SESSION)
     assert people("sessions", "revoke-all", "alice").out == "Ended 2 sessions.\n"
