@@ -10,9 +10,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from identity_service.web.problems import BadRequest
+from identity_service.web.dependencies import administrator, signed_in
+from identity_service.web.problems import JSON_BODY, BadRequest
 
 # One anchored pattern: the standard library's parser takes time that grows with the square of what it is given.
 _JSON = re.compile(r"\s*application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE | re.ASCII)
@@ -35,7 +37,7 @@ class StrictRequest(Request):
 class StrictRoute(APIRoute):
     """A route that reads its body as `StrictRequest` does, and answers 415 to any other media type.
 
-    Where the body may be left out, nothing at all is fine too.
+    Where the body may be left out, nothing at all is fine too. Who may not ask is told that, whatever the body is.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -43,14 +45,27 @@ class StrictRoute(APIRoute):
         if self.body_field is None:
             return handle
 
-        required = self.body_field.field_info.is_required()
+        required, guards = self.body_field.field_info.is_required(), _calls(self.dependant)
 
         async def handle_strictly(request: Request) -> Response:
-            if required or "content-type" in request.headers or _has_body(request):
-                require_json(request)
-            return await handle(StrictRequest(request.scope, request.receive))
+            try:
+                if required or "content-type" in request.headers or _has_body(request):
+                    require_json(request)
+                return await handle(StrictRequest(request.scope, request.receive))
+            except BadRequest as refusal:
+                # The framework reads the body before it asks the guards.
+                if refusal.code in JSON_BODY and signed_in in guards:
+                    caller = await signed_in(request, None)
+                    if administrator in guards:
+                        await administrator(caller)
+                raise
 
         return handle_strictly
+
+
+def _calls(dependant: Dependant) -> set[object]:
+    """Return everything that a route depends on."""
+    return {dependant.call}.union(*map(_calls, dependant.dependencies))
 
 
 def _has_body(request: Request) -> bool:
