@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -47,9 +48,26 @@ def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
-Lifetime = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0), le=timedelta(days=3650))]
-Window = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0), le=timedelta(days=365))]
-Retention = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0), le=timedelta(days=36500))]
+def _at_most(most: timedelta) -> AfterValidator:
+    """Return a validator in words of seconds, which is what was given."""
+
+    def check(value: timedelta) -> timedelta:
+        if not timedelta(0) <= value <= most:
+            raise ValueError(f"must be a number of seconds from 0 to {most.total_seconds():.0f}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _some(value: timedelta) -> timedelta:
+    if not value:
+        raise ValueError("must be more than 0 seconds")
+    return value
+
+
+Window = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=365))]
+Lifetime = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=3650)), AfterValidator(_some)]
+Retention = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=36500))]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Switch = Literal["on", "off"]
 
@@ -105,7 +123,7 @@ class Settings(BaseModel):
 
     audience: Words = ("api",)
     # What lives longer is refused by `verifier.claims`.
-    access_lifetime: Annotated[Lifetime, Field(le=timedelta(days=1))] = timedelta(seconds=600)
+    access_lifetime: Annotated[Lifetime, _at_most(timedelta(days=1))] = timedelta(seconds=600)
     refresh_lifetime: Lifetime = timedelta(days=14)
     session_lifetime: Lifetime = timedelta(days=30)
     refresh_retry_window: Window = timedelta(seconds=30)
@@ -229,8 +247,9 @@ class Settings(BaseModel):
             raise ValueError("IDENTITY_ARGON2_TIME_COST times IDENTITY_ARGON2_PARALLELISM must be at most 256")
         if self.metrics_bind == self.bind:
             raise ValueError("IDENTITY_METRICS_BIND must be another address than IDENTITY_BIND")
-        if self.refresh_retry_window >= self.session_lifetime:
-            raise ValueError("IDENTITY_REFRESH_RETRY_WINDOW must be shorter than IDENTITY_SESSION_LIFETIME")
+        for name in ("refresh_lifetime", "session_lifetime"):
+            if self.refresh_retry_window >= getattr(self, name):
+                raise ValueError(f"IDENTITY_REFRESH_RETRY_WINDOW must be shorter than IDENTITY_{name.upper()}")
         return self
 
 
