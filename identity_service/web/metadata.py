@@ -121,8 +121,8 @@ def root(request: Request) -> JSONResponse:
 
 def not_modified(request: Request, etag: str) -> bool:
     """Compare validators as RFC 9110 13.1.2 says: any of the list, weakly."""
-    if_none_match = request.scope["identity.headers"].get(b"if-none-match")
-    if if_none_match is None:
+    if b"if-none-match" not in request.scope["identity.headers"]:
         return False
-    given = [value.strip().removeprefix("W/") for value in if_none_match.decode("latin-1").split(",")]
+    lines = ",".join(request.headers.getlist("if-none-match"))  # one list, in however many lines (RFC 9110 5.3)
+    given = [value.strip().removeprefix("W/") for value in lines.split(",")]
     return etag in given or given == ["*"]

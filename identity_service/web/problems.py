@@ -1,11 +1,11 @@
 """What HTTP makes of our errors: the one table, and the problem documents (RFC 9457) that carry it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -137,6 +137,11 @@ class Router(APIRouter):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(responses=refusals(), generate_unique_id_function=lambda route: route.name, **options)
+
+    def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if options.get("status_code") == 204:
+            options["response_class"] = Response  # without a body there is no media type
+        super().add_api_route(path, endpoint, **options)
 
 
 # Most routes refuse the same things, and what describes them stays in memory for as long as the process serves.

@@ -268,6 +268,7 @@ async def test_who_may_call_what(api, bob, who):
             assert answer.status_code == row.status, (method, path, answer.text)
             schema[path][method].validate_response(answer)
             assert_no_secret(answer)
+            assert ("content-type" in answer.headers) == bool(answer.content)
         else:
             assert await told(api, method, address, row, caller) == {caller.at_admin}, (method, path)
     if caller.at_admin is not None:

@@ -142,6 +142,9 @@ async def test_whoever_has_the_current_jwks_is_not_sent_it_again(api):
         assert answer.headers["cache-control"] == CACHING
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "content-type" not in answer.headers
+    for lines in (('"other"', etag), (etag, '"other"')):
+        answer = await api.http.get(JWKS, headers=[("If-None-Match", line) for line in lines])
+        assert answer.status_code == 304
 
 
 async def test_whoever_has_something_else_is_sent_the_jwks(api):
