@@ -132,6 +132,14 @@ def _prepare_schema(settings: Settings, *, embedded: bool) -> None:
 def _print_welcome(settings: Settings, *, embedded: bool) -> None:
     issuer = settings.issuer_url
     tour = "make demo" if issuer == "http://localhost:8000" else f"IDENTITY_ISSUER_URL={issuer} make demo"
+    sign_up = [
+        f"    curl -s {issuer}/users -H 'Content-Type: application/json' \\",
+        """         -d '{"username": "alice", "password": "correct horse battery staple"}'; echo""",
+    ]
+    log_in = [
+        f"    curl -s {issuer}/token -d grant_type=password -d username=alice \\",
+        "         --data-urlencode 'password=correct horse battery staple'; echo",
+    ]
     place = f"embedded Postgres in {settings.embedded_dir} (development only)" if embedded else "from DATABASE_URL"
     lines = [
         "",
@@ -143,10 +151,8 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
         "",
         "  Next, in another terminal:",
         "",
-        f"    curl -s {issuer}/users -H 'Content-Type: application/json' \\",
-        """         -d '{"username": "alice", "password": "correct horse battery staple"}'; echo""",
-        f"    curl -s {issuer}/token -d grant_type=password -d username=alice \\",
-        "         --data-urlencode 'password=correct horse battery staple'; echo",
+        *(sign_up if settings.signup == "open" else ["    identity-service users create alice"]),
+        *(log_in if settings.password_grant == "on" else []),
         "",
         f"  {f'or `{tour}` for the whole tour. ' if embedded else ''}Ctrl-C stops everything.",
         "",

@@ -44,6 +44,13 @@ def test_it_prints_where_it_is_and_what_to_do_next(serve: StartService):
         assert line in out
 
 
+def test_it_names_nothing_to_do_that_is_switched_off(serve: StartService):
+    service = serve(IDENTITY_SIGNUP="closed", IDENTITY_PASSWORD_GRANT="off")
+    out, _ = service.stop(signal.SIGINT)
+    assert "identity-service users create alice" in out
+    assert "curl" not in out
+
+
 def test_a_stock_library_verifies_what_it_signs(running: Service):
     issuer = running.environment["IDENTITY_ISSUER_URL"]
     token = sign_up(running, "verified")["access_token"]
