@@ -152,7 +152,7 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
         "  Next, in another terminal:",
         "",
         *(sign_up if settings.signup == "open" else ["    identity-service users create alice"]),
-        *(log_in if settings.password_grant == "on" else []),
+        *(log_in if settings.password_grant == "on" else []),  # noqa: S105 - a switch
         "",
         f"  {f'or `{tour}` for the whole tour. ' if embedded else ''}Ctrl-C stops everything.",
         "",

@@ -26,6 +26,10 @@ _MODULES = {
 }
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Import on first use (PEP 562): the service itself needs `jws` and `claims`, but no HTTP client."""
     if name not in _MODULES:
