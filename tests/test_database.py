@@ -346,8 +346,10 @@ async def test_a_connection_that_was_lost_while_nobody_had_it_is_replaced_unnoti
             pid = await db.fetchval("SELECT pg_backend_pid()")
         killer = await asyncpg.connect(database_url)
         await killer.execute("SELECT pg_terminate_backend($1)", pid)
+        while await killer.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid):
+            await killer.execute("SELECT pg_sleep(0.01)")
         await killer.close()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # until we have noticed, too
         assert await asyncio.gather(*(database.schema_revision() for _ in range(4))) == [SCHEMA_HEAD] * 4
 
 
@@ -374,7 +376,7 @@ async def test_a_transaction_that_was_left_open_does_not_reach_the_next(database
             assert not db.is_in_transaction()
 
 
-async def test_when_no_connection_can_be_opened_everybody_who_waits_is_told(database_url):
+async def test_whoever_waits_for_connections_that_are_lost_gets_new_ones(database_url):
     async with open_database(database_url, pool_size=2) as database:
         wrong = database.connection()
         async with database.connection() as db, wrong as other:
@@ -452,11 +454,12 @@ async def test_who_waits_for_a_connection_hears_why_there_is_none_and_the_next_g
 
 async def test_postgres_knows_whose_connections_they_are_that_which_listens_too(database_url):
     async with open_database(database_url, pool_size=1) as database:
-        listening = asyncio.create_task(database.listen("channel", lambda: None))
+        listening = asyncio.create_task(database.listen("a_channel_of_its_own", lambda: None))
         async with asyncio.timeout(5), database.connection() as db:
-            named = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'identity-service'"
-            while await db.fetchval(f"{named} AND query LIKE 'LISTEN%'") != 1:
+            name = "SELECT application_name FROM pg_stat_activity WHERE query ~ $1"
+            while (found := await db.fetchval(name, "^LISTEN .*a_channel_of_its_own")) is None:
                 await db.execute("SELECT pg_sleep(0.01)")
+        assert found == "identity-service"
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
 

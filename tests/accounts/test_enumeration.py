@@ -217,7 +217,7 @@ async def test_a_refused_login_takes_as_long_whatever_kind_of_hash_is_stored(
     # Within a round: once a kind is seen to be faster than it was measured, the step is shorter for all that follow.
     rounds = [statistics.median(values) for values in zip(*durations.values(), strict=True)]
     shares = {name: statistics.median(map(truediv, values, rounds)) for name, values in durations.items()}
-    assert max(shares.values()) < 1.15 * min(shares.values()), shares
+    assert max(shares.values()) < (1.15 if samples >= 100 else 1.3) * min(shares.values()), shares
     distances = {name: distance(durations["unknown"], values) for name, values in durations.items()}
     # Of a few samples, the distance is mostly chance.
     assert samples < 100 or max(distances.values()) < 0.5, distances
@@ -305,7 +305,7 @@ async def test_a_refused_login_waits_for_seconds_at_most(hashing: PasswordHashin
 
     monkeypatch.setattr(bcrypt, "checkpw", disturbed)
     await hashing.learn([KINDS["bcrypt"]])
-    assert 3.9 < await step_of(hashing) < 4.1
+    assert 3.9 < await step_of(hashing) < 4.6  # it would be 4.8
 
 
 async def test_a_password_change_reveals_nothing_that_a_login_hides(api, work):

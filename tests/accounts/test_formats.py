@@ -305,13 +305,15 @@ COSTLIEST = {
 
 @pytest.mark.parametrize("costly", COSTLIEST)
 def test_the_costliest_hash_that_is_taken_takes_two_seconds_of_a_core_or_less(costly):
-    """Counted in processor time; twice of it is allowed here, for cores that share their caches with the neighbours."""
+    """In processor time, beside a tenth of a second of a usual core. Twice of it is allowed: caches are shared."""
     read = formats.read(COSTLIEST[costly])
     started = time.process_time()
+    hashlib.pbkdf2_hmac("sha256", b"password", b"salt", 300_000)
+    tenth = time.process_time() - started
     assert not read.matches(PASSWORD)
-    spent = time.process_time() - started
-    print(costly, round(spent, 2))  # noqa: T201 - for whoever measures
-    assert spent < 4
+    spent = time.process_time() - started - tenth
+    print(costly, round(spent, 2), round(tenth, 2))  # noqa: T201 - for whoever measures
+    assert spent < 40 * tenth
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What a password must be, how it is compared, and that deciding it costs little (PWD-1 to PWD-4, F59, F60)."""
 
 import asyncio
-import contextlib
 import sys
 import time
 import unicodedata
@@ -311,6 +310,10 @@ async def test_people_who_sign_up_at_once_are_each_judged_by_their_own_name(hash
     [
         "4@8({[<369!1|0$5+7%2x" * 12,
         "4@8({[<369!1|0$5+7%2x",
+        "p4@s8w(o{[<3d69!1|70$5+%2aeiou" * 3,
+        "4@8({[<3691!|70$5+%2" * 4,
+        "aA1!" * 60,
+        "0123456789" * 20,
         "+t(84t3l2!3e<5[+85[@9267is!l1/1t<4%7${[|4[461ot</s<a3/s7</7|@[7o4o2<(@9{",
         "p4$5w0rd!" * 28,
         "1/1/1111" * 32,
@@ -330,7 +333,7 @@ def test_no_password_is_expensive_to_judge(password):
     warm_up()
     started = time.thread_time()
     judge(passwords.normalise(password), "alice", "alice@example.com")
-    assert time.thread_time() - started < 0.5
+    assert time.thread_time() - started < 1  # without the bound it is minutes
 
 
 def judge(password: str, *context: str) -> str:
@@ -367,17 +370,3 @@ def test_normalising_twice_changes_nothing(text):
         return
     assert passwords.normalise(once) == once == unicodedata.normalize("NFC", text)
     assert 1 <= len(once) <= 256
-
-
-@pytest.mark.parametrize(
-    "password",
-    ["p4@s8w(o{[<3d69!1|70$5+%2aeiou" * 3, "4@8({[<3691!|70$5+%2" * 4, "aA1!" * 60, "0123456789" * 20],
-)
-def test_no_password_takes_long_to_judge(password):
-    """Symbols that can be read as letters have thousands of readings; trying them all took seconds."""
-    with contextlib.suppress(PasswordRejected):
-        passwords.check_guessability("lists are loaded by the first", context=())
-    started = time.process_time()
-    with contextlib.suppress(PasswordRejected):
-        passwords.check_guessability(password, context=("alice",))
-    assert time.process_time() - started < 1

@@ -326,7 +326,7 @@ def test_two_thousand_users_come_in_within_seconds(command: Command, ask, tmp_pa
     file.write_text(jsonl(lines))
     started = time.monotonic()
     assert command("users", "import", str(file)).code == 0
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 12
     again = command("users", "import", str(file), "--json")
     assert (again.code, json.loads(again.out)["conflicts"]) == (4, 2_000)
     assert ask("SELECT count(*) FROM users") == 2_000

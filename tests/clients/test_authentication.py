@@ -1,9 +1,9 @@
 """How clients prove who they are, at all three endpoints alike (TOK-6, TOK-7, F6, F46, F47)."""
 
 import hmac
-import statistics
 import time
 from base64 import b64encode
+from collections.abc import Sequence
 from datetime import timedelta
 from urllib.parse import quote_plus
 
@@ -224,7 +224,7 @@ def test_secrets_are_compared_in_constant_time_and_as_often_whoever_asks(monkeyp
 
 
 def test_unknown_clients_and_wrong_secrets_take_the_same_time():
-    """TOK-6, without a network and a database to hide in: medians of the check alone."""
+    """TOK-6, without a network and a database to hide in: the check alone."""
 
     def check(known: ClientCredentials | None) -> float:
         began = time.perf_counter()
@@ -235,7 +235,7 @@ def test_unknown_clients_and_wrong_secrets_take_the_same_time():
 
     credentials = ClientCredentials(FIRST_PARTY, authentication.digest("right"), None)
     unknown, wrong = zip(*((check(None), check(credentials)) for _ in range(60)), strict=True)
-    assert 0.6 < statistics.median(unknown) / statistics.median(wrong) < 1.6
+    assert 0.6 < fastest(unknown) / fastest(wrong) < 1.6
 
 
 async def test_unknown_clients_and_wrong_secrets_take_the_same_time_over_http(api, robot):
@@ -254,4 +254,9 @@ async def test_unknown_clients_and_wrong_secrets_take_the_same_time_over_http(ap
     for _ in range(60):
         unknown.append(await ask("nobody"))
         wrong.append(await ask("robot"))
-    assert 0.6 < statistics.median(unknown) / statistics.median(wrong) < 1.6
+    assert 0.6 < fastest(unknown) / fastest(wrong) < 1.6
+
+
+def fastest(times: Sequence[float]) -> float:
+    """Return the fifth fastest: on a busy machine the middle says more about the neighbours than about us."""
+    return sorted(times)[4]

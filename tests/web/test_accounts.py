@@ -12,6 +12,7 @@ import pytest
 from identity_service.accounts import registration
 from identity_service.errors import UserNotFound
 from tests.conftest import PASSWORD, START, TESTER, Account, Api, bearer
+from tests.verifier.conftest import until
 from tests.web.answers import problem, seen
 
 NEW_PASSWORD = "purple elephants dance at dusk"
@@ -501,7 +502,7 @@ async def test_another_accounts_password_proves_nothing_even_under_a_name_that_c
         async with api.database.connection():
             for step in steps:
                 under_way.append(asyncio.create_task(step))
-                await asyncio.sleep(0.05)
+                await until(lambda: len(api.database._lending._waiting) == len(under_way))
         *renamed, refused = await asyncio.gather(*under_way)
         assert [answer.status_code for answer in renamed] == [200, 200]
         assert refused.status_code == 403

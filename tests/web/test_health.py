@@ -162,7 +162,7 @@ async def test_a_database_that_does_not_answer_is_not_waited_for(start_api: Star
             await blocker.execute("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
             started = time.monotonic()
             assert await ready(api) == missing("database")
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 8  # a statement has ten seconds
             assert await alive(api) == OK
         await blocker.close()
         assert await ready(api) == READY
