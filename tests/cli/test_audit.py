@@ -126,6 +126,8 @@ def test_verify_of_an_untouched_record_is_whole_and_one_of_a_touched_one_is_not(
             if not await connection.fetchval("SELECT count(*) FROM audit_events WHERE position IS NULL"):
                 break
             await asyncio.sleep(0.1)
+        else:
+            pytest.fail("nobody links the events")
         await connection.execute(f"SET session_replication_role = replica; {sql}")
         await connection.close()
 

@@ -258,6 +258,7 @@ async def until_the_statement_waits(blocker: Any) -> None:
         if await blocker.fetchrow(waiting) is not None:
             return
         await asyncio.sleep(0.005)
+    pytest.fail("nobody waits")
 
 
 @pytest.mark.parametrize(

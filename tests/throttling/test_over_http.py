@@ -270,6 +270,8 @@ async def test_a_refusal_is_counted_before_it_is_held_back(api, alice, stranger,
         if (await api.scalar("SELECT max(failures) FROM throttles") or 0) > ACCOUNT.free:
             break
         await asyncio.sleep(0.01)
+    else:
+        pytest.fail("nothing is counted")
     assert not any(guess.done() and guess.result().status_code != 429 for guess in guesses), "they are held back"
     assert (await attempt(stranger, "alice", PASSWORD)).status_code == 429
     statuses = [answer.status_code for answer in await asyncio.gather(*guesses)]

@@ -320,6 +320,8 @@ async def test_two_changes_at_once_of_different_members_both_stay(api, alice, da
             if await blocker.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") == len(changes):
                 break
             await asyncio.sleep(0.01)
+        else:
+            pytest.fail("they do not wait")
     await blocker.close()
     assert [answer.status_code for answer in await asyncio.gather(*changes)] == [200, 200]
     me = (await api.me(token)).json()

@@ -441,18 +441,28 @@ async def test_a_client_that_does_not_take_its_answer_loses_the_connection(serve
 
 
 async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(served, monkeypatch):
-    monkeypatch.setattr(BoundedProtocol, "seconds_to_leave", 0.5)
+    monkeypatch.setattr(BoundedProtocol, "seconds_to_leave", 0.3)
+    pauses, pause_writing = 0, BoundedProtocol.pause_writing
+
+    def note(self: BoundedProtocol) -> None:
+        nonlocal pauses
+        pauses += 1
+        pause_writing(self)
+
+    monkeypatch.setattr(BoundedProtocol, "pause_writing", note)
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n"
     taken = 0
     with socket.socket() as asking:
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         asking.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(asking, ("127.0.0.1", served.base_url.port))
-        await loop.sock_sendall(asking, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        while part := await loop.sock_recv(asking, 65536):
+        await loop.sock_sendall(asking, (ask + b"\r\n") * 7 + ask + b"Connection: close\r\n\r\n")
+        while part := await loop.sock_recv(asking, 8192):
             taken += len(part)
-            await asyncio.sleep(0.01)
-    assert taken > 400_000
+            await asyncio.sleep(0.002)
+    assert pauses > 0, "all of it was taken at once"
+    assert taken > 8 * 400_000
 
 
 @pytest.mark.parametrize("end", ["a reset", "a request that is refused"])

@@ -1027,6 +1027,8 @@ class Doomed:
                     if not await connection.fetch("SELECT FROM pg_stat_activity WHERE pid = ANY($1)", broken):
                         break
                     await asyncio.sleep(0.005)
+                else:
+                    pytest.fail("the connections live on")
             else:
                 await connection.execute(step.format(self.name))
         await connection.close()
