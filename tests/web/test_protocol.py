@@ -441,7 +441,7 @@ async def test_a_client_that_does_not_take_its_answer_loses_the_connection(serve
 
 
 async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(served, monkeypatch):
-    monkeypatch.setattr(BoundedProtocol, "seconds_to_leave", 0.3)
+    monkeypatch.setattr(BoundedProtocol, "seconds_to_leave", 1.0)
     pauses, pause_writing = 0, BoundedProtocol.pause_writing
 
     def note(self: BoundedProtocol) -> None:
@@ -460,7 +460,7 @@ async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(served, monk
         await loop.sock_sendall(asking, (ask + b"\r\n") * 7 + ask + b"Connection: close\r\n\r\n")
         while part := await loop.sock_recv(asking, 8192):
             taken += len(part)
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.004)  # two seconds for all of it, a quarter for each answer
     assert pauses > 0, "all of it was taken at once"
     assert taken > 8 * 400_000
 
