@@ -203,6 +203,7 @@ async def test_no_header_is_read_in_quadratic_time(api, header):
 async def served(api: Api) -> AsyncIterator[httpx2.AsyncClient]:
     """The same service behind its server, in this event loop."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # or the kernel takes megabytes for a slow client
     config = _config(api.settings, edge_of(api.app))
     config.lifespan = "off"
     server = uvicorn.Server(config)
