@@ -11,6 +11,7 @@ Both tasks start by themselves in the running loop and end with it.
 import asyncio
 import logging
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
@@ -139,6 +140,7 @@ class Revocations:
         self._on_change = on_change
         self._lists: dict[str, _List] = {}
         self._overlay: dict[StatusReference, float] = {}
+        self._noting = threading.Lock()
         self._waiters: dict[StatusReference, dict[asyncio.Future[None], float]] = {}
         """Who waits for a revocation, with the end of the token that each began with."""
         self._prune_at = 0.0
@@ -221,7 +223,8 @@ class Revocations:
         Args:
             until: when the last of those tokens has expired, in seconds since 1970.
         """
-        self._overlay[reference] = until + self._leeway
+        with self._noting:  # of several with one reference, the last to expire counts
+            self._overlay[reference] = max(self._overlay.get(reference, 0.0), until + self._leeway)
         self._on_change()
         if len(self._overlay) > MAX_OVERLAY:
             self._prune_overlay()
@@ -248,7 +251,7 @@ class Revocations:
                 self._waiters.pop(reference, None)
 
     def _wake(self, reference: StatusReference) -> None:
-        for waiter in self._waiters.pop(reference, {}):
+        for waiter in tuple(self._waiters.pop(reference, ())):  # one that leaves now may change what was popped
             with suppress(RuntimeError):  # the loop that waited has ended
                 waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
 
@@ -304,7 +307,8 @@ class Revocations:
             held.due_at = held.good_at  # fetched before the stream stood: something may lie between the two
         self._set_due()
         for reference in [waiting for waiting in list(self._waiters) if waiting.uri == held.uri]:
-            expired = min(self._waiters[reference].values()) < self._now() - _MISSED
+            ends = self._waiters.get(reference, {}).values()  # another thread may have woken them
+            expired = min(ends, default=0.0) < self._now() - _MISSED
             if _revoked_in(held, reference) or (gap > _MISSED and expired):
                 self._wake(reference)
 

@@ -691,6 +691,20 @@ async def test_overlays_end_when_their_tokens_have_expired(issuer: Issuer, verif
     await until(lambda: not verifier._revocations._overlay)
 
 
+async def test_of_two_revocations_of_one_reference_the_later_end_counts(
+    issuer: Issuer, verifier: Verifier, now: Clock
+) -> None:
+    """A session has several tokens, and a revocation names the end of one."""
+    long = indexed(issuer, 4, lifetime=3600)
+    await verifier.verify(long)
+    for end in (3600, 60):
+        verifier.hear_revoked(StatusReference(LIST, 4), now() + end)
+    assert verifier._revocations._overlay[StatusReference(LIST, 4)] >= now() + 3600
+    now.advance(200)
+    verifier._revocations._prune_overlay()
+    await refused(verifier, long, "revoked")
+
+
 async def test_overlays_are_bounded(
     issuer: Issuer, verifier: Verifier, now: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -770,6 +784,27 @@ async def test_wait_revoked_by_the_stream_and_by_the_list(issuer: Issuer, verifi
     assert not verifier._revocations._waiters
     await asyncio.wait_for(verifier.wait_revoked(first), 5)
     await asyncio.wait_for(verifier.wait_revoked(second), 5)
+
+
+async def test_everybody_is_woken_though_somebody_leaves_at_that_moment(
+    issuer: Issuer, verifier: Verifier, now: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revocation may be heard in another thread than theirs."""
+    claims = await verifier.verify(indexed(issuer, 1))
+    waiting = [asyncio.create_task(verifier.wait_revoked(claims)) for _ in range(3)]
+    await asyncio.sleep(0)
+    (waiters,) = verifier._revocations._waiters.values()
+    loop = asyncio.get_running_loop()
+    wake = loop.call_soon_threadsafe
+
+    def leave(*call: Any) -> Any:
+        if len(waiters) == 3:
+            waiters.popitem()
+        return wake(*call)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", leave)
+    verifier.hear_revoked(StatusReference(LIST, 1), now() + 60)
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
 
 
 @pytest.mark.parametrize(("outage", "let_go"), [(99, [False, False]), (101, [True, False])])
