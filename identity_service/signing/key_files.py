@@ -97,6 +97,25 @@ class KeyFolder:
             ConfigurationError: the folder, the ring or a private half cannot be used; the text says why and what to do.
         """
         self._refuse_folder_open_to_others()
+        while True:
+            seen = self._seen()
+            try:
+                ring = self._read(previous)
+            except ConfigurationError:
+                if seen == self._seen():
+                    raise
+            else:
+                if seen == self._seen():
+                    return ring
+            # Another process has just changed it, and a private half may be gone that the list still names.
+
+    def _seen(self) -> tuple[int, int] | None:
+        try:
+            return self.version()
+        except OSError:
+            return None
+
+    def _read(self, previous: Keyring | None) -> Keyring:
         try:
             ring = self.path / RING
             if stat.S_IMODE(ring.stat().st_mode) & 0o022:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -77,6 +78,20 @@ def test_a_scheduled_hand_over_keeps_both_private_halves_until_it_happens(folder
     assert folder.destroy_spent(ring, now=START + WINDOW)
     assert old not in pems(folder)
     assert folder.read().signer(START + WINDOW).kid != old
+
+
+def test_a_ring_that_changes_while_it_is_read_is_read_again(folder, monkeypatch):
+    """Or the key that signs would be listed and its private half gone: a ring that cannot sign."""
+    private, changes = KeyFolder._private, ["only once"]
+
+    def disturbed(self: KeyFolder, kid: str, *more: Any) -> Any:
+        if changes:
+            changes.pop()
+            rotate(folder)
+        return private(self, kid, *more)
+
+    monkeypatch.setattr(KeyFolder, "_private", disturbed)
+    assert folder.read().signer(LATER).kid in pems(folder)
 
 
 def test_rotating_while_one_is_scheduled_writes_nothing(folder):
