@@ -117,7 +117,8 @@ async def _answer_retry_or_end(
 ) -> Session:
     presented = claim.presented
     just_spent = presented.generation + 1 == current.generation
-    retried = just_spent and claim.now - current.rotated_at <= claim.limits.retry_window
+    # Either way: where the clock was set back, a spent token must not be good for as long again.
+    retried = just_spent and abs(claim.now - current.rotated_at) <= claim.limits.retry_window
     if presented.generation < current.generation and not retried:
         # Committed before refusing: raising inside the transaction would bring the family back.
         by = by._replace(client_id=presented.client_id)

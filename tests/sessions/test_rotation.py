@@ -18,7 +18,7 @@ from identity_service import grants
 from identity_service.accounts import registration
 from identity_service.clients import FIRST_PARTY
 from identity_service.database import Connection
-from identity_service.errors import CurrentPasswordWrong
+from identity_service.errors import CurrentPasswordWrong, RefreshTokenReused, SessionEnded
 from identity_service.sessions import Claim, Session, rotation, store
 from tests.conftest import TESTER, Api, StartApi
 
@@ -52,6 +52,41 @@ async def test_sixteen_simultaneous_requests_share_one_successor(api, alice):
     answers = await asyncio.gather(*(api.refresh(token) for _ in range(16)))
     assert Counter(answer.status_code for answer in answers) == {200: 16}
     assert len({answer.json()["refresh_token"] for answer in answers}) == 1
+
+
+async def test_a_clock_that_is_set_back_gives_a_spent_token_no_more_time(api, alice, clock):
+    token = (await alice.log_in())["refresh_token"]
+    clock.advance(seconds=600)
+    assert (await api.refresh(token)).status_code == 200
+    clock.advance(seconds=-29)  # as far as replicas may differ
+    assert (await api.refresh(token)).status_code == 200
+    clock.advance(seconds=-100)
+    assert (await api.refresh(token)).status_code == 400
+    assert await api.scalar("SELECT reason FROM revoked_tokens") == "reuse"
+
+
+@pytest.mark.parametrize("spent_first", [True, False])
+async def test_a_spent_token_that_comes_together_with_the_current_one_gets_nothing_of_it(api, alice, bob, spent_first):
+    """They share a statement, and only one of them is what it advanced."""
+    spent = await alice.log_in()
+    current = (await api.refresh((await api.refresh(spent["refresh_token"])).json()["refresh_token"])).json()
+    under_way = asyncio.create_task(refresh(api, await bob.log_in()))
+    await asyncio.sleep(0)  # what comes now waits for the next statement
+    together = [spent, current] if spent_first else [current, spent]
+    outcomes = await asyncio.gather(*(refresh(api, tokens) for tokens in together), return_exceptions=True)
+    await under_way
+    assert isinstance(outcomes[together.index(spent)], RefreshTokenReused | SessionEnded)
+    assert await api.scalar("SELECT reason FROM revoked_tokens") == "reuse"
+
+
+async def test_a_revocation_is_kept_for_as_long_as_the_newest_token_of_a_shared_refresh_lives(api, alice, clock):
+    tokens = await alice.log_in()
+    clock.advance(seconds=500)
+    newest = (await refresh(api, tokens)).access_token
+    clock.advance(seconds=1)
+    assert (await api.http.post("/revoke", data={"token": newest})).status_code == 200
+    kept = await api.scalar("SELECT extract(epoch FROM expires_at) FROM revoked_tokens")
+    assert kept >= claims_of(newest)["exp"]
 
 
 async def test_replicas_agree_on_one_successor(api, alice, start_api: StartApi):
@@ -255,6 +290,7 @@ async def test_a_session_that_somebody_has_locked_keeps_nobody_else_waiting(api,
 async def until_the_statement_waits(blocker: Any) -> None:
     waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%WITH free%'"
     for _ in range(1000):
+        await blocker.execute("SELECT pg_stat_clear_snapshot()")  # within a transaction it is looked at only once
         if await blocker.fetchrow(waiting) is not None:
             return
         await asyncio.sleep(0.005)
