@@ -132,9 +132,15 @@ class BoundedProtocol(HttpToolsProtocol):
         return ValueError(why)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be read as a request in the words of the application, if it has any."""
+        """Answer what cannot be read as a request in the words of the application, if it has any.
+
+        Not in the middle of an answer: what is under way ends with the connection.
+        """
         answer_nonsense = getattr(self.app, "answer_nonsense", None)  # see `middleware.Edge`
-        if answer_nonsense is None:
+        answered = self._running
+        if answered is not None and answered.response_started and not answered.response_complete:
+            self.transport.close()
+        elif answer_nonsense is None:
             super().send_400_response(msg)
         else:
             head, body = answer_nonsense(self._wrong, self.client)

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 from starlette.responses import PlainTextResponse
 
 from identity_service.app import edge_of
@@ -229,6 +230,7 @@ WRONG_CLIENT = {"Authorization": "Basic bm9ib2R5OndvcmRz"}
         ("HEAD", "/.well-known/jwks.json", None, {}),
         ("POST", "/.well-known/jwks.json", {}, {}),
         ("GET", "/.well-known/jwks.json", {"a": "body"}, {}),
+        ("GET", "/.well-known/jwks.json", {"a": "x" * 70_000}, {}),
         ("GET", "/.well-known/jwks.json", None, {"Host": "elsewhere.example.com"}),
         ("GET", "/.well-known%2fjwks.json", None, {}),
         ("GET", "/.well-known/oauth-authorization-server", None, {}),
@@ -464,6 +466,29 @@ async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(served, monk
             await asyncio.sleep(0.004)  # two seconds for all of it, a quarter for each answer
     assert pauses > 0, "all of it was taken at once"
     assert taken > 8 * 400_000
+
+
+async def test_nothing_is_written_into_the_middle_of_an_answer(api, served):
+    """The connection just ends, so that nobody takes the refusal for a part of it (RFC 9112 9.3.2)."""
+
+    async def begin(request: Request) -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"begun"
+            await asyncio.Event().wait()
+
+        return StreamingResponse(parts())
+
+    edge = api.app.middleware_stack
+    edge._direct = dict(edge._direct) | {("GET", "/begin"): DirectRoute("/begin", begin)}
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.base_url.port)
+    writer.write(b"GET /begin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(10):
+        before = await reader.readuntil(b"begun\r\n")
+        writer.write(b"nonsense\r\n\r\n")
+        after = await reader.read()
+    writer.close()
+    assert before.startswith(b"HTTP/1.1 200 OK")
+    assert b"400" not in after
 
 
 @pytest.mark.parametrize("end", ["a reset", "a request that is refused"])
