@@ -80,7 +80,8 @@ def test_a_scheduled_hand_over_keeps_both_private_halves_until_it_happens(folder
     assert folder.read().signer(START + WINDOW).kid != old
 
 
-def test_a_ring_that_changes_while_it_is_read_is_read_again(folder, monkeypatch):
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_ring_that_changes_while_it_is_read_is_read_again(folder, monkeypatch, opened):
     """Or the key that signs would be listed and its private half gone: a ring that cannot sign."""
     private, changes = KeyFolder._private, ["only once"]
 
@@ -88,6 +89,8 @@ def test_a_ring_that_changes_while_it_is_read_is_read_again(folder, monkeypatch)
         if changes:
             changes.pop()
             rotate(folder)
+            if opened:  # it was there a moment ago
+                raise FileNotFoundError(kid)
         return private(self, kid, *more)
 
     monkeypatch.setattr(KeyFolder, "_private", disturbed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from identity_service import verifier as verifier_package
 from identity_service.verifier import TokenRejected
 from identity_service.verifier.testing import TestIssuer
 
@@ -32,6 +33,11 @@ async def test_a_revocation_reaches_every_verifier_early_or_late(token_issuer: T
     for verifier in (early, token_issuer.verifier()):
         with pytest.raises(TokenRejected, match="revoked"):
             await verifier.verify(token)
+
+
+def test_the_package_lists_what_can_be_imported_from_it() -> None:
+    assert dir(verifier_package) == sorted(verifier_package.__all__)
+    assert all(getattr(verifier_package, name).__name__ == name for name in dir(verifier_package))
 
 
 async def test_several_audiences() -> None:
@@ -73,6 +79,7 @@ def test_nothing_of_the_server_is_imported() -> None:
 PROGRAM = """
 import asyncio
 from importlib.metadata import distributions
+from identity_service import verifier as verifier_package
 from identity_service.verifier import TokenRejected
 from identity_service.verifier.testing import TestIssuer
 
