@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import queue
-import signal
 import stat
 import subprocess
 import sys
@@ -56,7 +55,7 @@ def following(environment: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
     environment = {"PATH": os.environ["PATH"], **environment}
     with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as process:
         yield process
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT may be ignored: by what is started in the background
 
 
 INSERT = """
