@@ -10,6 +10,7 @@ from identity_service.database import CONNECT_TIMEOUT, Connection, Database
 from identity_service.errors import DatabaseUnavailable, RefreshTokenReused, ScopeRejected, SessionEnded
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import Claim, Session, lifecycle, store
+from identity_service.tokens.jws import LEEWAY
 
 MOST_AT_ONCE = 64
 
@@ -117,8 +118,8 @@ async def _answer_retry_or_end(
 ) -> Session:
     presented = claim.presented
     just_spent = presented.generation + 1 == current.generation
-    # Either way: where the clock was set back, a spent token must not be good for as long again.
-    retried = just_spent and abs(claim.now - current.rotated_at) <= claim.limits.retry_window
+    # Replicas may differ. Where a clock was set back by more, a spent token must not be good for as long again.
+    retried = just_spent and -LEEWAY <= claim.now - current.rotated_at <= claim.limits.retry_window
     if presented.generation < current.generation and not retried:
         # Committed before refusing: raising inside the transaction would bring the family back.
         by = by._replace(client_id=presented.client_id)

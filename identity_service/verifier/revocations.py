@@ -307,7 +307,7 @@ class Revocations:
             held.due_at = held.good_at  # fetched before the stream stood: something may lie between the two
         self._set_due()
         for reference in [waiting for waiting in list(self._waiters) if waiting.uri == held.uri]:
-            ends = self._waiters.get(reference, {}).values()  # another thread may have woken them
+            ends = tuple(self._waiters.get(reference, {}).values())  # another thread may be waking them
             expired = min(ends, default=0.0) < self._now() - _MISSED
             if _revoked_in(held, reference) or (gap > _MISSED and expired):
                 self._wake(reference)
