@@ -402,9 +402,9 @@ async def hashed_beside(*, spinning: bool, passwords: int, cost: Argon2Cost = CH
 
 @pytest.mark.skipif(sys.platform != "linux", reason="2026-11-29: elsewhere nobody knows whether a thread has rest")
 async def test_while_the_loop_has_no_rest_a_flood_of_logins_goes_through_at_a_pace(monkeypatch):
-    """Each costs the loop as much as two or three refreshes. The last two need not wait: as many threads are there."""
-    monkeypatch.setattr(hashing_module, "PACE_SECONDS", 0.2)
-    assert await hashed_beside(spinning=True, passwords=10) > 6 * 0.2
+    """Each costs the loop as much as two or three refreshes. Some go faster: a machine that stands still is at rest."""
+    monkeypatch.setattr(hashing_module, "PACE_SECONDS", 0.5)
+    assert await hashed_beside(spinning=True, passwords=10) > 2 * 0.5
 
 
 @pytest.mark.parametrize(("spinning", "passwords"), [(False, 10), (True, 2)], ids=["a loop at rest", "no flood"])
