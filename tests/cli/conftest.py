@@ -46,7 +46,7 @@ def command(
                 patch.delenv(name)
             for name, value in (environment | variables).items():
                 patch.setenv(name, value)
-            (tmp_path / "stdin").write_text(stdin)
+            (tmp_path / "stdin").write_bytes(stdin.encode(errors="surrogateescape"))
             patch.setattr(sys, "argv", ["identity-service", *arguments])
             with (tmp_path / "stdin").open() as given:
                 patch.setattr(sys, "stdin", given)

@@ -188,6 +188,7 @@ def test_users_set_changes_what_is_given_and_keeps_the_rest(command: Command):
         (("--password-stdin",), f"{PASSWORD}\n{PASSWORD}\n", "more than one line"),
         (("--password-stdin",), "", "is empty"),
         (("--password-stdin",), "\n", "is empty"),
+        (("--password-stdin",), PASSWORD + "\udcff", "is not UTF-8"),
         (("--password-stdin", "--no-password"), PASSWORD, "contradict"),
     ],
 )
