@@ -1,12 +1,11 @@
 """What the speed of the hot paths rests on, by structure and not by time: `make bench` measures the time."""
 
 import asyncio
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Coroutine
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from itertools import product
 from typing import Any
@@ -14,11 +13,9 @@ from uuid import uuid4
 
 import argon2
 import pytest
-import uvloop
 from fastapi import Request, Response
 
 from identity_service.accounts.argon2id import Argon2id
-from identity_service.cli.serve import TAKEN_AT_ONCE, taken_at_once
 from identity_service.errors import HashingOverloaded, KeysUnavailable
 from identity_service.sessions import store
 from identity_service.shell import utc_now
@@ -148,35 +145,6 @@ async def test_no_password_is_hashed_on_the_event_loop(api, monkeypatch):
     await api.token(grant_type="password", username="nobody", password="wrong")
     assert len(hashed_in) >= 4
     assert threading.get_ident() not in hashed_in
-
-
-def test_many_connections_are_taken_in_one_turn_of_the_loop():
-    """P7: whoever comes while all turns are long must not wait for one for each who came before."""
-    made: list[Any] = []
-    all_made = asyncio.Event()
-
-    class Noting(asyncio.Protocol):
-        def connection_made(self, transport: Any) -> None:
-            made.append(transport)
-            if len(made) == TAKEN_AT_ONCE:
-                all_made.set()
-
-    async def take(sockets: list[socket.socket]) -> int:
-        loop = asyncio.get_running_loop()
-        servers = [await loop.create_server(Noting, sock=listener) for listener in sockets]
-        for _ in range(4):
-            await asyncio.sleep(0)
-        taken = len(made)
-        await all_made.wait()  # a loop that closes waits for them
-        for closing in (*made, *servers):
-            closing.close()
-        return taken
-
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        for _ in range(TAKEN_AT_ONCE):
-            stack.enter_context(socket.create_connection(listener.getsockname()))
-        assert uvloop.run(take(taken_at_once(listener))) == TAKEN_AT_ONCE
 
 
 async def test_the_routes_that_must_be_fast_are_called_directly(api):

@@ -28,8 +28,6 @@ from identity_service.web.middleware import Edge
 from identity_service.web.protocol import BoundedProtocol
 
 GRACE_SECONDS = 20
-TAKEN_AT_ONCE = 8
-"""How many connections are taken in one turn of the event loop."""
 OPEN_FILES = 2 * MAX_FOLLOWERS
 """What a process may need: a socket for each stream, and as many for everything else."""
 
@@ -82,15 +80,6 @@ def _listener(settings: Settings) -> socket.socket:
         raise ConfigurationError(f"{settings.bind} cannot be bound ({error.strerror}); {fix}.") from None
     listener.set_inheritable(True)
     return listener
-
-
-def taken_at_once(listener: socket.socket) -> list[socket.socket]:
-    """Return the listener several times.
-
-    uvloop takes one connection of each in a turn of the loop. In a turn that answers all who are connected already, the
-    last of many new ones would wait for as many turns as there are before it.
-    """
-    return [listener, *(listener.dup() for _ in range(TAKEN_AT_ONCE - 1))]
 
 
 def _keys(settings: Settings) -> LiveKeyring:
@@ -162,16 +151,15 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
 
 def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None:
     logs.configure(settings.log_level)
-    sockets = taken_at_once(listener)
     if settings.workers > 1:
         with shared_registry() as registry, exported(settings, registry):
-            Multiprocess(_config(settings, "identity_service.app:from_environment"), sockets=sockets).run()
+            Multiprocess(_config(settings, "identity_service.app:from_environment"), sockets=[listener]).run()
         return
     app = create_app(settings, keys)
     server = uvicorn.Server(_config(settings, edge_of(app)))
     keep_what_is_loaded()
     with exported(settings, app.state.metrics.registry), suppress(KeyboardInterrupt):  # raised again after a clean stop
-        server.run(sockets=sockets)
+        server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("The service did not start; see the lines above.")
 
@@ -181,7 +169,7 @@ def _config(settings: Settings, app: Edge | str) -> uvicorn.Config:
         app,
         factory=isinstance(app, str),
         workers=settings.workers,
-        loop="uvloop",
+        loop="identity_service.web.listening:Loop",
         http=BoundedProtocol,
         ws="none",
         lifespan="on",
