@@ -9,7 +9,7 @@ import pytest
 from identity_service.revocation import LIST_SIZE, position
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def database(new_database: Callable[..., str], migrated: str) -> str:
     """One with a sequence of its own: some of it is used up here."""
     return new_database("indexes", template="pristine")

@@ -27,7 +27,7 @@ NewDatabase = Callable[..., str]
 Outage = Callable[[str], AbstractAsyncContextManager[None]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def template(new_database: NewDatabase) -> str:
     """The name of a database with our schema that nobody is connected to."""
     upgrade(new_database("health_template"))
