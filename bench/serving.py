@@ -45,7 +45,7 @@ from identity_service.tokens import jws
 SESSIONS = 2000
 """So many that those of one statement are seldom on one page, as in any installation."""
 ROUNDS = 3
-STEADY_ROUNDS, STEADY_SECONDS = 7, 2
+STEADY_ROUNDS, STEADY_SECONDS = 5, 2
 """So many and so short that a disk which stalls now and then spoils less than half of them."""
 PAUSE = 1000
 """Milliseconds between two requests of one of a hundred connections, on average."""
@@ -64,7 +64,7 @@ def refreshing() -> list[Measurement]:
         refresh(service, connections=32, seconds=2)
         before = place.ask(_WORK)
         done = 0
-        for _ in range(ROUNDS + 1):
+        for _ in range(ROUNDS):
             limits.append(raw("signatures", 1))
             last = refresh(service, connections=32, seconds=3)
             done += last.requests
@@ -97,7 +97,7 @@ def refreshing() -> list[Measurement]:
             "",
             1,
             {
-                "rows added": f"{(added - SESSIONS * (ROUNDS + 1)) / done:.3f}",
+                "rows added": f"{(added - SESSIONS * ROUNDS) / done:.3f}",
                 "rows written": f"{updated / done:.3f}",
                 "of which in place (HOT)": f"{in_place / updated:.2%}",
             },
@@ -124,7 +124,7 @@ def _steadiness(place: Installation, service: Service) -> Measurement:
 
 
 def _milliseconds(*seconds: float) -> str:
-    return f"{', '.join(f'{each * 1e3:.0f}' for each in seconds)} ms"
+    return f"{', '.join(f'{each * 1e3:.1f}' if each < 0.01 else f'{each * 1e3:.0f}' for each in seconds)} ms"
 
 
 _WORK = """
@@ -166,63 +166,43 @@ def signing() -> list[Measurement]:
 
 
 def logging_in() -> list[Measurement]:
-    """P4 to P6. Everything shares all cores, as on a machine that runs nothing else."""
-    limits, rates, relations = [], [], []
-    alone, beside, kept, quiet_rates = [], [], [], []
-    still: dict[str, list[load.Load]] = {"alone": [], "beside": []}
-    with installation() as place, place.serve() as service, bare(cores=()) as nothing:
+    """P4 to P6. Everything shares all cores, as on a machine that runs nothing else; P5 also without that."""
+    limits, logins, kept, quiet_rates = [], [], [], []
+    with installation() as place, place.serve() as service:
         username = sign_up(service)
         for _ in range(ROUNDS):
             limits.append(raw_on_all_cores("hashes", 2))
-            done = load.run(service.url, "login", username, PASSWORD, connections=16, seconds=4)
-            rates.append(done.rate)
-            relations.append(done.rate / limits[-1])
-        failed = done.refused
-        for _ in range(ROUNDS):
-            alone.append(_paced(service, nothing, still["alone"]))
-            with flood(service, username):
-                beside.append(_paced(service, nothing, still["beside"]))
+            logins.append(load.run(service.url, "login", username, PASSWORD, connections=16, seconds=3))
+        sharing, failed = _beside_logins("shared cores", service, username)
         for _ in range(ROUNDS):
             quiet = load.run(service.url, "refresh", service.sessions(SESSIONS), connections=32, seconds=3)
             with flood(service, username):
                 busy = load.run(service.url, "refresh", service.sessions(SESSIONS), connections=32, seconds=3)
             quiet_rates.append(quiet.rate)
             kept.append(busy.rate / quiet.rate)
-    failed += sum(done.refused for done in (*alone, *beside))
-    p99 = {name: median(done.p99 for done in runs) for name, runs in (("alone", alone), ("beside", beside))}
-    bare_p99 = {name: median(done.p99 for done in runs) for name, runs in still.items()}
+    with installation(cores=LAST) as place, place.serve(cores=FIRST) as service:
+        apart, failed_apart = _beside_logins("own core", service, sign_up(service), cores=LAST)
+    rates = [done.rate for done in logins]
     return [
         Measurement(
             "P4",
             "logins / Argon2id at the same cost, on the same cores",
-            median(relations),
+            median(rate / limit for rate, limit in zip(rates, limits, strict=True)),
             "x",
             0.94,
             {"Argon2id and nothing else": f"{median(limits):.0f}/s", "logins": f"{median(rates):.0f}/s"},
             at_least=True,
             series={"limit": median(limits), "identity-service": median(rates)},
         ),
+        apart,
+        sharing,
         Measurement(
             "P5",
-            "p99 of 100 refreshes/s beside a flood of logins / alone",
-            p99["beside"] / p99["alone"],
-            "x",
-            1.6,
-            {
-                "p99 alone": f"{p99['alone'] * 1e3:.1f} ms",
-                "p99 beside the flood": f"{p99['beside'] * 1e3:.1f} ms",
-                "p99 of an application that does nothing, alone": f"{bare_p99['alone'] * 1e3:.1f} ms",
-                "the same beside the flood": f"{bare_p99['beside'] * 1e3:.1f} ms",
-                "failed": f"{failed}",
-            },
-            series={
-                "p50 alone": median(done.p50 for done in alone),
-                "p99 alone": p99["alone"],
-                "p50 beside": median(done.p50 for done in beside),
-                "p99 beside": p99["beside"],
-            },
+            "refreshes and logins that failed meanwhile",
+            failed + failed_apart + sum(done.refused for done in logins),
+            "",
+            0,
         ),
-        Measurement("P5", "refreshes that failed meanwhile", failed, "", 0),
         Measurement(
             "P6",
             "rate of refreshes kept beside 16 connections that log in",
@@ -235,24 +215,54 @@ def logging_in() -> list[Measurement]:
     ]
 
 
-def paced(service: Service) -> Sequence[object]:
-    """Ask for a hundred refreshes a second, each at a moment of its own."""
-    return "refresh", service.sessions(SESSIONS), PAUSE
+def _beside_logins(
+    where: str, service: Service, username: str, *, cores: Sequence[int] = ()
+) -> tuple[Measurement, int]:
+    """P5, and how many refreshes failed: a hundred a second, each at a moment of its own.
 
+    An application that does nothing is asked as well: what the machine does.
 
-def _paced(service: Service, nothing: str, still: list[load.Load]) -> load.Load:
-    """Refresh at that pace, and ask the application that does nothing in the same seconds: what the machine does."""
-    asked = paced(service)
-    other = load.start(nothing, "paced", PAUSE, connections=100, seconds=6)
-    done = load.run(service.url, *asked, connections=100, seconds=6)
-    still.append(other.finish())
-    return done
+    Args:
+        where: which cores who has, in words.
+        cores: where everything but the service runs.
+    """
+    ours: dict[str, list[load.Load]] = {"alone": [], "beside": []}
+    others: dict[str, list[load.Load]] = {"alone": [], "beside": []}
+
+    def look(name: str) -> None:
+        sessions = service.sessions(SESSIONS)
+        other = load.start(nothing, "paced", PAUSE, connections=100, seconds=4, cores=cores)
+        ours[name].append(load.run(service.url, "refresh", sessions, PAUSE, connections=100, seconds=4, cores=cores))
+        others[name].append(other.finish())
+
+    with bare(cores=cores) as nothing:
+        for _ in range(ROUNDS):
+            look("alone")
+            with flood(service, username, cores=cores):
+                look("beside")
+    p50, p99 = ({name: median(getattr(done, p) for done in ours[name]) for name in ours} for p in ("p50", "p99"))
+    bare_p99 = {name: median(done.p99 for done in others[name]) for name in others}
+    measurement = Measurement(
+        "P5",
+        f"p99 of 100 refreshes/s beside logins / alone, {where}",
+        p99["beside"] / p99["alone"],
+        "x",
+        1.6,
+        {
+            "p50, p99 alone": _milliseconds(p50["alone"], p99["alone"]),
+            "p50, p99 beside a flood of logins": _milliseconds(p50["beside"], p99["beside"]),
+            "p99 of an application that does nothing, alone": _milliseconds(bare_p99["alone"]),
+            "the same beside the flood": _milliseconds(bare_p99["beside"]),
+        },
+        series={} if cores else {f"{p} {name}": of[name] for p, of in (("p50", p50), ("p99", p99)) for name in of},
+    )
+    return measurement, sum(done.refused for runs in ours.values() for done in runs)
 
 
 @contextmanager
-def flood(service: Service, username: str) -> Iterator[None]:
+def flood(service: Service, username: str, *, cores: Sequence[int] = ()) -> Iterator[None]:
     """Log in over 16 connections meanwhile, without a pause."""
-    running = load.start(service.url, "login", username, PASSWORD, connections=16, seconds=30)
+    running = load.start(service.url, "login", username, PASSWORD, connections=16, seconds=30, cores=cores)
     time.sleep(1)
     try:
         yield
@@ -281,7 +291,7 @@ def fast_hashes() -> list[Measurement]:
             for name, service in services.items():
                 username = sign_up(service)
                 limits[name].append(raw_on_all_cores("hashes", 1, PYTHONPATH=str(builds[name])))
-                done = load.run(service.url, "login", username, PASSWORD, connections=16, seconds=3)
+                done = load.run(service.url, "login", username, PASSWORD, connections=16, seconds=2)
                 rates[name].append(done.rate)
     relations = [native / wheel for native, wheel in zip(rates["native"], rates["wheel"], strict=True)]
     beside = {f"logins, {name}": f"{median(found):.0f}/s" for name, found in rates.items()}
