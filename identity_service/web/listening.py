@@ -27,9 +27,14 @@ class Loop(uvloop.Loop):
     """The event loop of uvloop, but for how it takes connections."""
 
     async def create_server(  # type: ignore[override]
-        self, protocol_factory: Callable[[], asyncio.Protocol], *, sock: socket.socket, **_: object
+        self,
+        protocol_factory: Callable[[], asyncio.Protocol],
+        *,
+        sock: socket.socket,
+        ssl: None = None,  # noqa: ARG002 - as the server calls it; TLS is for what stands in front
+        backlog: int = 0,  # noqa: ARG002 - it listens already
     ) -> "Listener":
-        """Serve those who connect to `sock`, which listens already."""
+        """Serve those who connect to `sock`."""
         return Listener(self, protocol_factory, sock)
 
 
