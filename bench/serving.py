@@ -178,6 +178,7 @@ def logging_in() -> list[Measurement]:
             quiet = load.run(service.url, "refresh", service.sessions(SESSIONS), connections=32, seconds=3)
             with flood(service, username):
                 busy = load.run(service.url, "refresh", service.sessions(SESSIONS), connections=32, seconds=3)
+            failed += quiet.refused + busy.refused
             quiet_rates.append(quiet.rate)
             kept.append(busy.rate / quiet.rate)
     with installation(cores=LAST) as place, place.serve(cores=FIRST) as service:
@@ -198,7 +199,7 @@ def logging_in() -> list[Measurement]:
         sharing,
         Measurement(
             "P5",
-            "refreshes and logins that failed meanwhile",
+            "refreshes that failed beside logins, and logins alone",
             failed + failed_apart + sum(done.refused for done in logins),
             "",
             0,

@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 import uvloop
 
+from identity_service.web.protocol import BoundedProtocol
+
 TAKEN_AT_ONCE = 16
-"""How many connections are taken in one turn after a long one."""
-LONG_TURN_SECONDS = 0.005
-"""So long that any worker with less to do has taken what waited."""
+"""How many connections are taken in one turn after somebody has waited for long."""
+LONG_SECONDS = 0.005
+"""So long that any worker with less to do has taken some of those who wait."""
 REST_SECONDS = 1.0
 """How long none is taken after one could not be, for want of descriptors or memory."""
 
@@ -28,7 +30,7 @@ class Loop(uvloop.Loop):
 
     async def create_server(  # type: ignore[override]
         self,
-        protocol_factory: Callable[[], asyncio.Protocol],
+        protocol_factory: Callable[[], BoundedProtocol],
         *,
         sock: socket.socket,
         ssl: None = None,  # noqa: ARG002 - as the server calls it; TLS is for what stands in front
@@ -39,47 +41,83 @@ class Loop(uvloop.Loop):
 
 
 class Listener:
-    def __init__(self, loop: Loop, protocol_factory: Callable[[], asyncio.Protocol], sock: socket.socket) -> None:
-        sock.setblocking(False)
+    """Takes connections from a socket until it is closed."""
+
+    def __init__(self, loop: Loop, protocol_factory: Callable[[], BoundedProtocol], sock: socket.socket) -> None:
+        sock.setblocking(False)  # another worker may be faster
         self._loop, self._protocol_factory, self._socket = loop, protocol_factory, sock
+        self._closed = False
         self._starting = set[asyncio.Task[None]]()
-        self._waiting = select.poll()
-        self._waiting.register(sock, select.POLLIN)
+        self._queue = select.poll()
+        self._queue.register(sock, select.POLLIN)
         self._waited_since: float | None = None
-        """When somebody was left waiting, in seconds of the loop's clock; None if nobody was."""
-        self._resting: asyncio.TimerHandle | None = None
+        """Since when there has always been somebody who waits, in seconds of the loop's clock."""
+        self._look: asyncio.TimerHandle | None = None
+        self._rest: asyncio.TimerHandle | None = None
         self._listen()
 
     def close(self) -> None:
-        """Take nobody any more; the socket and those who are connected stay."""
+        """Take nobody any more. The socket stays, and so do the connections."""
+        self._closed = True
         self._loop.remove_reader(self._socket)
-        if self._resting is not None:
-            self._resting.cancel()
+        for timer in (self._look, self._rest):
+            if timer is not None:
+                timer.cancel()
 
     async def wait_closed(self) -> None:
-        """Return at once: nothing goes on after `close`."""
+        """Wait until nobody is half taken, with whom uvloop could not be closed; connections outlive their listener."""
+        if self._starting:
+            await asyncio.wait(self._starting)
 
     def _listen(self) -> None:
         self._loop.add_reader(self._socket, self._take)
 
     def _take(self) -> None:
-        waited = 0.0 if self._waited_since is None else self._loop.time() - self._waited_since
+        now = self._loop.time()
+        late = self._waited_since is not None and now - self._waited_since > LONG_SECONDS
         try:
-            for _ in range(TAKEN_AT_ONCE if waited > LONG_TURN_SECONDS else 1):
+            for _ in range(TAKEN_AT_ONCE if late else 1):
                 connection, _ = self._socket.accept()
                 start = self._loop.create_task(self._start(connection))
                 self._starting.add(start)
                 start.add_done_callback(self._starting.discard)
         except (BlockingIOError, ConnectionAbortedError):
-            pass  # another worker was faster, or the client has left
+            pass  # another worker was faster
         except OSError as error:
-            log.warning("connections.not_taken", extra={"detail": str(error)})
-            self._loop.remove_reader(self._socket)  # or this would be called again at once
-            self._resting = self._loop.call_later(REST_SECONDS, self._listen)
-        self._waited_since = self._loop.time() if self._waiting.poll(0) else None
+            self._begin_rest(error)
+        if self._waited_since is None or late:
+            self._waited_since = now
+        self._look_who_waits()
+
+    def _look_who_waits(self) -> None:
+        """Note when nobody waits any more, and look again: if another worker takes the last one, nothing tells us."""
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if self._queue.poll(0):
+            self._look = self._loop.call_later(LONG_SECONDS, self._look_who_waits)
+        else:
+            self._waited_since = None
 
     async def _start(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._protocol_factory, connection)
-        except OSError:  # the client has left
+            _, protocol = await self._loop.connect_accepted_socket(self._protocol_factory, connection)
+        except OSError as error:
             connection.close()
+            self._begin_rest(error)
+            return
+        if self._closed:  # too late for the server to have told it
+            protocol.shutdown()
+
+    def _begin_rest(self, error: OSError) -> None:
+        if self._rest is None and not self._closed:
+            log.warning("connections.not_taken", extra={"detail": str(error)})
+            self._loop.remove_reader(self._socket)  # or it would call again at once
+            self._rest = self._loop.call_later(REST_SECONDS, self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._rest = None
+        try:
+            self._listen()
+        except OSError as error:
+            self._begin_rest(error)
