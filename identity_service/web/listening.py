@@ -6,6 +6,7 @@ takes one in each turn of its loop, as loops do, keeps newcomers waiting once it
 """
 
 import asyncio
+import errno
 import logging
 import select
 import socket
@@ -21,6 +22,21 @@ LONG_SECONDS = 0.005
 """So long that any worker with less to do has taken some of those who wait."""
 REST_SECONDS = 1.0
 """How long none is taken after one could not be, for want of descriptors or memory."""
+_OF_ONE_CONNECTION = frozenset(
+    {
+        errno.EAGAIN,  # another worker was faster
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+    }
+)
+"""What accept(2) may say of the connection and not of the listener: nobody else has to wait for it."""
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +97,9 @@ class Listener:
                 start = self._loop.create_task(self._start(connection))
                 self._starting.add(start)
                 start.add_done_callback(self._starting.discard)
-        except (BlockingIOError, ConnectionAbortedError):
-            pass  # another worker was faster
         except OSError as error:
-            self._begin_rest(error)
+            if error.errno not in _OF_ONE_CONNECTION:
+                self._begin_rest(error)
         if self._waited_since is None or late:
             self._waited_since = now
         self._look_who_waits()

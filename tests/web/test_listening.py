@@ -152,10 +152,13 @@ def test_nobody_waits_any_more_when_another_worker_has_taken_the_last_one(place:
     place.serve(watch)
 
 
-def test_a_connection_that_another_worker_took_is_not_waited_for(place: Place, caplog):
+@pytest.mark.parametrize("of_one_connection", ["EAGAIN", "ECONNABORTED", "EPROTO", "EHOSTUNREACH", "EPERM"])
+def test_what_is_wrong_with_one_connection_keeps_nobody_else_waiting(place: Place, caplog, of_one_connection):
+    """Whoever can bring that about would stop the service for a second each time."""
+
     async def watch(_: Listener) -> None:
-        assert not place.socket.getblocking()
-        place.socket.errors = [BlockingIOError(errno.EAGAIN, "")]
+        assert not place.socket.getblocking(), "another worker may take what this one was told of"
+        place.socket.errors = [OSError(getattr(errno, of_one_connection), "")]
         place.come(1)
         await place.until_taken(1)
 
