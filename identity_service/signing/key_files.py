@@ -155,10 +155,24 @@ class KeyFolder:
                 self._write(rules.first_keys(lambda: fresh_key(now), self.lifetimes), now)
             return self.read()
 
-    def rotate(self, *, requested_at: datetime, now: datetime, publish_window: timedelta, at_once: bool) -> KeyChange:
-        """Promote the standby key as `keyring.rotated` says."""
+    def rotate(
+        self,
+        *,
+        requested_at: datetime,
+        now: datetime,
+        publish_window: timedelta,
+        at_once: bool,
+        due_after: timedelta | None = None,
+    ) -> KeyChange:
+        """Promote the standby key as `keyring.rotated` says.
+
+        Args:
+            due_after: only if the active key has signed for so long, as `keyring.is_due` says.
+        """
 
         def change(ring: Keyring) -> Keyring:
+            if due_after is not None and not rules.is_due(ring, period=due_after, now=now):
+                return ring
             return rules.rotated(
                 ring,
                 lambda: fresh_key(now),

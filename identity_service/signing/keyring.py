@@ -248,6 +248,15 @@ def rotated(
     return _with_one_in_waiting(replace(ring, keys=needed), fresh, now)
 
 
+def is_due(ring: Keyring, *, period: timedelta, now: datetime) -> bool:
+    """Whether the active key has signed for `period` and nothing is scheduled to follow it; never for a period of zero."""
+    standby = ring.standby(now)
+    if not period or (standby is not None and standby.signs_from is not None):
+        return False
+    active = (status.key for status in ring.statuses(now) if status.state is KeyState.ACTIVE)
+    return any(key.signs_from is not None and key.signs_from + period <= now for key in active)
+
+
 def revoked(ring: Keyring, kid: str, fresh: FreshKey, *, now: datetime) -> Keyring:
     """Return the ring with one key withdrawn at once; the standby key signs from now if the active one is gone.
 

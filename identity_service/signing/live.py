@@ -8,7 +8,7 @@ from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
 from identity_service.signing import jwks
 from identity_service.signing.key_files import KeyChange, KeyFolder
-from identity_service.signing.keyring import Key, KeyState, TokenLifetimes
+from identity_service.signing.keyring import Key, TokenLifetimes, is_due
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +95,18 @@ class LiveKeyring:
         with self._changing:
             try:
                 self._take_up(now)
-                if due_since := self._rotation_due_since(now):
-                    # Asked for at the moment it came due: a replica that has rotated since then has done it for us.
+                if is_due(self.current, period=self.rotation_period, now=now):
+                    # Asked again once the folder is locked: a replica may have been faster.
                     rotation = self.folder.rotate(
-                        requested_at=due_since, now=now, publish_window=self.publish_window, at_once=False
+                        requested_at=now,
+                        now=now,
+                        publish_window=self.publish_window,
+                        at_once=False,
+                        due_after=self.rotation_period,
                     )
                     self.current, promoted = rotation.ring, rotation.key
-                    log.info("keyring.rotation_scheduled", extra={"signs_from": self._scheduled_time(now)})
+                    if promoted is not None and promoted.signs_from is not None:
+                        log.info("keyring.rotation_scheduled", extra={"signs_from": promoted.signs_from.isoformat()})
                 if self.folder.destroy_spent(self.current, now=now):
                     self.current = self.folder.read(self.current)
             except (ConfigurationError, OSError) as error:
@@ -113,16 +118,3 @@ class LiveKeyring:
         if version != self._version:
             self.current, self._version = self.folder.read(self.current), version
             log.info("keyring.changed", extra={"kids": [key.kid for key in self.current.published(now)]})
-
-    def _rotation_due_since(self, now: datetime) -> datetime | None:
-        standby = self.current.standby(now)
-        if not self.rotation_period or (standby is not None and standby.signs_from is not None):
-            return None
-        active = (key for key in self.current.keys if self.current.status(key, now).state is KeyState.ACTIVE)
-        since = next((key.signs_from for key in active), None)
-        due = since and since + self.rotation_period
-        return due if due and due <= now else None
-
-    def _scheduled_time(self, now: datetime) -> str | None:
-        standby = self.current.standby(now)
-        return standby.signs_from.isoformat() if standby is not None and standby.signs_from is not None else None

@@ -125,6 +125,30 @@ def test_a_due_rotation_is_not_scheduled_twice_while_the_standby_key_is_young(fo
     assert len(keys.current.keys) == 4
 
 
+@pytest.mark.parametrize("since_due", [timedelta(0), timedelta(days=60)])
+def test_a_key_that_was_made_since_the_active_one_came_due_holds_up_no_rotation(folder, since_due, caplog):
+    caplog.set_level("INFO")
+    keys = live(folder)
+    first = keys.current.signer(START).kid
+    folder.revoke(keys.current.keys[1].kid, now=START + PERIOD + since_due)
+    now = START + PERIOD + since_due + timedelta(days=1)
+    promoted = keys.tend(now)
+    assert promoted is not None
+    assert keys.current.signer(now).kid == promoted.kid != first
+    assert caplog.text.count("keyring.rotation_scheduled") == 1
+
+
+def test_a_rotation_that_a_faster_replica_did_is_neither_done_again_nor_logged(folder, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    one, two = live(folder), live(folder)
+    one.tend(START + PERIOD)
+    caplog.clear()
+    monkeypatch.setattr(two, "_take_up", lambda now: None)  # the other one changed the folder after it was looked at
+    assert two.tend(START + PERIOD) is None
+    assert "keyring.rotation_scheduled" not in caplog.text
+    assert len(two.current.keys) == 3
+
+
 def test_a_period_of_zero_leaves_rotation_to_the_operator(folder):
     keys = live(folder, timedelta(0))
     first = keys.current.signer(START).kid
