@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
@@ -128,24 +128,25 @@ class Output:
         Raises:
             IdentityError: the disk is full, or the like. Nobody reading any more ends the program without a word.
         """
-        with _own_failures():
+        with self._own_failures():
             self._file.write(line)
 
     def flush(self) -> None:
-        with _own_failures():
+        with self._own_failures():
             self._file.flush()
 
-
-@contextmanager
-def _own_failures() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        # What is left in Python's own buffer would fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise SystemExit(1) from None
-        raise IdentityError(f"It cannot be written: {error.strerror}.") from None
+    @contextmanager
+    def _own_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._file is sys.stdout.buffer:
+                # What is left in Python's own buffer would fail once more at the end.
+                with Path(os.devnull).open("wb") as nothing:
+                    os.dup2(nothing.fileno(), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(1) from None
+            raise IdentityError(f"It cannot be written: {error.strerror}.") from None
 
 
 @contextmanager
@@ -160,14 +161,17 @@ def new_file(path: Path) -> Iterator[Output]:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be made: {error.strerror}.") from None
+    file = os.fdopen(descriptor, "wb")
     try:
-        with closing(os.fdopen(descriptor, "wb")) as file:
-            out = Output(file)
-            yield out
-            out.flush()
+        out = Output(file)
+        yield out
+        out.flush()
     except BaseException:
         path.unlink()
         raise
+    finally:
+        with suppress(OSError):  # what could not be written is still in the buffer
+            file.close()
 
 
 def transact(unit: Callable[[Connection], Awaitable[T]]) -> T:

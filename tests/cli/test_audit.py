@@ -162,6 +162,24 @@ def test_a_full_disk_is_not_blamed_on_the_database(environment: dict[str, str], 
     assert (failed.returncode, "No space left" in failed.stderr) == (1, True), failed.stderr
 
 
+@pytest.mark.parametrize("noun", ["audit", "users"])
+def test_a_file_that_cannot_be_completed_is_said_in_one_line_and_is_gone(
+    environment: dict[str, str], command: Command, tmp_path: Path, noun
+):
+    for name in ("alice", "bob", "carol"):
+        command("users", "create", name, "--no-password")
+    program = [sys.executable, "-m", "identity_service", noun, "export", str(tmp_path / "export")]
+    failed = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *program],
+        env=environment | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (failed.returncode, failed.stderr) == (1, "identity-service: It cannot be written: File too large.\n")
+    assert not (tmp_path / "export").exists()
+
+
 @pytest.mark.parametrize("arguments", [("users", "list", "--search", "\udcff"), ("audit", "tail", "--user", "\udcff")])
 def test_octets_that_are_no_text_are_refused_in_one_line(command: Command, arguments):
     refused = command(*arguments)
