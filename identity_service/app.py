@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -122,16 +122,20 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
                     await revocations.look(now())
                     await _learn_hashes(runtime)
                 heard = asyncio.Event()
-                tending = _repeating(KEYRING_POLL_SECONDS, lambda: _tend_keys(runtime))
-                pruning = _repeating(PRUNE_SECONDS, lambda: _prune(runtime))
-                listening = _repeating(LISTEN_AGAIN_SECONDS, lambda: database.listen(CHANNEL, heard.set))
-                looking = _repeating(0, lambda: _look(runtime, heard))
-                learning = _repeating(LEARN_SECONDS, lambda: _learn(runtime))
-                chaining = _repeating(CHAIN_SECONDS, lambda: _chain(runtime))
-                partitioning = _repeating(PARTITION_SECONDS, lambda: _partition(runtime))
-                measuring = _repeating(MEASURE_SECONDS, lambda: _measure(runtime))
-                sampling = _repeating(LEARN_HASHES_SECONDS, lambda: _learn_hashes(runtime))
-                async with tending, pruning, listening, looking, learning, chaining, partitioning, measuring, sampling:
+                housekeeping: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
+                    ("keys", KEYRING_POLL_SECONDS, lambda: _tend_keys(runtime)),
+                    ("pruning", PRUNE_SECONDS, lambda: _prune(runtime)),
+                    ("listening", LISTEN_AGAIN_SECONDS, lambda: database.listen(CHANNEL, heard.set)),
+                    ("revocations", 0, lambda: _look(runtime, heard)),
+                    ("scopes", LEARN_SECONDS, lambda: _learn(runtime)),
+                    ("audit chain", CHAIN_SECONDS, lambda: _chain(runtime)),
+                    ("audit partitions", PARTITION_SECONDS, lambda: _partition(runtime)),
+                    ("metrics", MEASURE_SECONDS, lambda: _measure(runtime)),
+                    ("password hashes", LEARN_HASHES_SECONDS, lambda: _learn_hashes(runtime)),
+                ]
+                async with AsyncExitStack() as tasks:
+                    for what, seconds, work in housekeeping:
+                        await tasks.enter_async_context(_repeating(what, seconds, work))
                     yield
         finally:
             passwords.close()
@@ -215,20 +219,26 @@ def _edge_policy(settings: Settings) -> EdgePolicy:
 
 
 @asynccontextmanager
-async def _repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def _repeating(what: str, seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Do some housekeeping at once, and again that long after it was done, for as long as the context lasts."""
 
     async def repeat() -> None:
+        waits_for = ""
         while True:
             try:
                 await work()
             except DatabaseUnavailable as error:
-                log.debug("housekeeping.waits", extra={"detail": error.detail})
+                # Said once: what lasts, such as a privilege that is missing, would otherwise never be heard of.
+                level = logging.DEBUG if error.detail == waits_for else logging.WARNING
+                waits_for = error.detail
+                log.log(level, "housekeeping.waits", extra={"what": what, "detail": error.detail})
                 await asyncio.sleep(1)
             except Exception:
                 # Housekeeping outlives whatever it stumbles over.
-                log.exception("housekeeping.failed")
+                log.exception("housekeeping.failed", extra={"what": what})
                 await asyncio.sleep(1)
+            else:
+                waits_for = ""
             await asyncio.sleep(seconds)
 
     task = asyncio.create_task(repeat())

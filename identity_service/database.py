@@ -54,6 +54,10 @@ def lacks_schema(error: DatabaseUnavailable) -> bool:
     return isinstance(error.__cause__, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
 
 
+def _unavailable(error: BaseException, text: str = "") -> DatabaseUnavailable:
+    return DatabaseUnavailable(text, detail=f"{type(error).__name__}: {error}")
+
+
 def normalise_url(url: str) -> str:
     """Accept the spellings that SQLAlchemy users have in their environment (`postgresql+asyncpg://`)."""
     scheme, separator, rest = url.partition("://")
@@ -229,16 +233,16 @@ class _Loan:
         try:
             self._held = await self._lending.borrow()
         except (*_AWAY, asyncpg.PostgresError) as error:
-            raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+            raise _unavailable(error) from error
         return self._held.connection
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         with suppress(*_AWAY, asyncpg.PostgresError):  # the pool closes what it cannot take back
             await self._lending.give_back(self._held, clean=error is None)
-        if error is None or isinstance(error, _CONFLICTS):
-            return
+        if isinstance(error, _CONFLICTS):
+            raise _unavailable(error, "Somebody else changed the same at this moment; try again.") from error
         if isinstance(error, _AWAY):
-            raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+            raise _unavailable(error) from error
         if isinstance(error, asyncpg.PostgresError):
             # Its own text goes on with the failing row, which may hold a password's hash.
             raise StatementFailed(f"{type(error).__name__}: {error.args[0] if error.args else ''}") from None
@@ -270,7 +274,8 @@ class Database:
         """Lend a connection.
 
         Raises:
-            DatabaseUnavailable: Postgres cannot be reached, does not answer in time, or lacks the schema.
+            DatabaseUnavailable: Postgres cannot be reached, does not answer in time, lacks the schema, or wants the
+                same done once more.
         """
         return _Loan(self._lending)
 
@@ -288,7 +293,7 @@ class Database:
             one_statement: `unit` is no more than that. It is its own transaction, and spares two round trips.
 
         Raises:
-            DatabaseUnavailable: as of `connection`, and when Postgres still asks for it after the last attempt.
+            DatabaseUnavailable: as of `connection`, after the last attempt.
         """
         for attempt in range(attempts):
             try:
@@ -297,10 +302,9 @@ class Database:
                         return await unit(connection)
                     async with connection.transaction():
                         return await unit(connection)
-            except _CONFLICTS as error:
-                if attempt == attempts - 1:
-                    text = "Somebody else changed the same at this moment; try again."
-                    raise DatabaseUnavailable(text, detail=f"attempt {attempts}: {error}") from error
+            except DatabaseUnavailable as error:
+                if attempt == attempts - 1 or not isinstance(error.__cause__, _CONFLICTS):
+                    raise
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def listen(self, channel: str, hear: Callable[[], None]) -> None:
@@ -310,15 +314,17 @@ class Database:
         """
         lost = asyncio.Event()
         try:
-            connection = await asyncpg.connect(self._url, timeout=CONNECT_TIMEOUT, server_settings=_NAMED)
+            connection = await asyncpg.connect(
+                self._url, timeout=CONNECT_TIMEOUT, command_timeout=STATEMENT_TIMEOUT, server_settings=_NAMED
+            )
+            try:
+                connection.add_termination_listener(lambda _: lost.set())
+                await connection.add_listener(channel, lambda *_: hear())
+                await lost.wait()
+            finally:
+                connection.terminate()
         except (*_AWAY, asyncpg.PostgresError) as error:
-            raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
-        try:
-            connection.add_termination_listener(lambda _: lost.set())
-            await connection.add_listener(channel, lambda *_: hear())
-            await lost.wait()
-        finally:
-            connection.terminate()
+            raise _unavailable(error) from error
 
     async def hears(self, channel: str, *, within: float = 2.0) -> bool:
         """Say whether a notification on a channel of listeners reaches one, in seconds `within`."""
@@ -421,7 +427,7 @@ async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
         # Its text repeats parts of the URL, the password among them.
         raise DatabaseUnavailable(detail=f"the URL cannot be used: {type(error).__name__}") from None
     except (*_AWAY, asyncpg.PostgresError) as error:
-        raise DatabaseUnavailable(detail=f"{type(error).__name__}: {error}") from error
+        raise _unavailable(error) from error
     database = Database(pool, normalise_url(url))
     try:
         yield database

@@ -221,6 +221,39 @@ async def test_a_conflict_is_tried_again_and_then_given_up(database_url):
             assert attempts == most
 
 
+async def test_a_conflict_outside_of_a_transaction_of_ours_is_unavailability_too(database_url):
+    async with open_database(database_url, pool_size=1) as database:
+        with pytest.raises(DatabaseUnavailable, match="try again"):
+            async with database.connection() as db:
+                await db.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40P01'; END $$")
+        assert await database.schema_revision() == SCHEMA_HEAD
+
+
+async def test_what_is_away_for_another_reason_is_not_tried_again(database_url):
+    attempts = 0
+
+    async def away(db):
+        nonlocal attempts
+        attempts += 1
+        await db.execute("SELECT 1 FROM a_table_of_a_later_release")
+
+    async with open_database(database_url, pool_size=1) as database:
+        with pytest.raises(DatabaseUnavailable):
+            await database.transact(away)
+    assert attempts == 1
+
+
+async def test_a_connection_that_is_lost_before_it_listens_is_unavailability(database_url, monkeypatch):
+    async def cut(self: Any, *_: Any) -> None:
+        self.terminate()
+        await self.execute("LISTEN a_channel_of_its_own")
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", cut)
+    async with open_database(database_url, pool_size=1) as database:
+        with pytest.raises(DatabaseUnavailable):
+            await database.listen("a_channel_of_its_own", lambda: None)
+
+
 async def test_one_statement_is_its_own_transaction(database_url):
     async def unit(db):
         return db.is_in_transaction(), await db.fetchval("SELECT 1")

@@ -18,6 +18,7 @@ from identity_service.accounts.roles import keep_an_administrator
 from identity_service.audit import Actor, Event, Subject
 from identity_service.database import Connection
 from identity_service.errors import CurrentPasswordWrong, EmailRejected, UsernameRejected, UserNotFound
+from identity_service.ids import read_uuid
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import lifecycle
 from identity_service.sessions import store as sessions
@@ -50,18 +51,9 @@ def normalise_username(unverified_username: str) -> str:
         raise UsernameRejected(f"The username must have at most {USERNAME_MAX_LENGTH} characters.")
     if unicodedata.normalize("NFC", username.upper().lower()) != username or _INVISIBLE.search(username):
         raise UsernameRejected("The username has a letter that can be mistaken for another when its case changes.")
-    if read_id(username) is not None:
+    if read_uuid(username) is not None:
         raise UsernameRejected("The username must not be a UUID: it could be taken for another account's id.")
     return username
-
-
-def read_id(unverified_id: str) -> UUID | None:
-    """Return the UUID that is written here in its one spelling, None when there is none."""
-    try:
-        found = UUID(unverified_id)
-    except ValueError:
-        return None
-    return found if str(found) == unverified_id.lower() else None
 
 
 def normalise_email(unverified_email: str) -> str:
@@ -126,7 +118,7 @@ async def find_named(db: Connection, unverified_name: str) -> User:
     Raises:
         UserNotFound: there is none; the detail has what was looked for.
     """
-    user_id = read_id(unverified_name)
+    user_id = read_uuid(unverified_name)
     try:
         if user_id is not None:
             user = await store.find_by_id(db, user_id)

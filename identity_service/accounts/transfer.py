@@ -6,7 +6,7 @@ repeats anything of a line: it may hold what somebody must not see.
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,8 @@ from identity_service.accounts.roles import BUILT_IN, keep
 from identity_service.audit import Actor, Event
 from identity_service.database import Connection
 from identity_service.errors import IdentityError, UsernameTaken
+from identity_service.ids import read_uuid
+from identity_service.verifier.jws import RepeatedMember, each_once
 
 MOST_BYTES = 64 * 1024
 """Of one line."""
@@ -200,9 +202,9 @@ def _members(line: bytes) -> dict[str, Any]:
     if len(line) > MOST_BYTES:
         raise LineRejected(f"It is longer than {MOST_BYTES} bytes.")
     try:
-        unverified = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_each_once)
-    except LineRejected:
-        raise
+        unverified = json.loads(line.decode("utf-8-sig"), object_pairs_hook=each_once)
+    except RepeatedMember:
+        raise LineRejected("It has a member twice.") from None
     except (ValueError, RecursionError):
         raise LineRejected("It is not JSON in UTF-8.") from None
     if not isinstance(unverified, dict):
@@ -212,13 +214,6 @@ def _members(line: bytes) -> dict[str, Any]:
     if unknown := unverified.keys() - set(MEMBERS):
         raise LineRejected(f"Members that are not among {', '.join(MEMBERS)}: {len(unknown)}.")
     return unverified
-
-
-def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise LineRejected("It has a member twice.")
-    return members
 
 
 def _password_hash(unverified: Any) -> tuple[str, str]:
@@ -248,11 +243,8 @@ def _id(unverified: Any) -> UUID | None:
     text = _text(unverified, "id")
     if text is None:
         return None
-    try:
-        found = UUID(text)
-    except ValueError:
-        raise LineRejected("id is not a UUID.") from None
-    if str(found) != text.lower():
+    found = read_uuid(text)
+    if found is None:
         raise LineRejected("id is not a UUID.")
     return found
 

@@ -13,14 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from identity_service.accounts import roles
-from identity_service.cli.environment import load_settings, operator, print_json, with_database
+from identity_service.cli.environment import AsJson, load_settings, operator, print_json, with_database
 from identity_service.clients import FIRST_PARTY, Client, registration
 from identity_service.database import Connection, Database
 from identity_service.errors import ClientNotFound, ConfigurationError, IdentityError, RoleNotFound, Unavailable
 from identity_service.settings import Settings
 from identity_service.shell import client_secret, utc_now
-
-_DAY = 86400
+from identity_service.verifier.claims import MAXIMUM_LIFETIME
+from identity_service.verifier.jws import each_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,13 @@ def apply(
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the roles and clients that the file does not name.")
     ] = False,
-    overlap: Annotated[int, typer.Option(min=0, help="Seconds for which a replaced secret goes on working.")] = 86400,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overlap: Annotated[
+        int,
+        typer.Option(
+            min=0, max=registration.MOST_OVERLAP_SECONDS, help="Seconds for which a replaced secret goes on working."
+        ),
+    ] = registration.OVERLAP_SECONDS,
+    as_json: AsJson = False,
 ) -> None:
     """Make roles and clients match a file. Applied again, it changes nothing."""
     wanted = read(file)
@@ -102,7 +107,7 @@ def read(file: Path) -> Wanted:
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
         is_json = file.suffix == ".json" or text.lstrip().startswith("{")
-        given = json.loads(text, object_pairs_hook=_without_repeats) if is_json else tomllib.loads(text)
+        given = json.loads(text, object_pairs_hook=each_once) if is_json else tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:  # bad UTF-8 is one too
@@ -116,14 +121,6 @@ def read(file: Path) -> Wanted:
     return wanted
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse what TOML refuses too: one name that says two things."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a member is there twice")
-    return members
-
-
 def _role(table: "_Table") -> str:
     scope = " ".join(table.words("scopes"))
     table.end()
@@ -132,8 +129,8 @@ def _role(table: "_Table") -> str:
 
 def _client(table: "_Table", folder: Path) -> WantedClient:
     lifetime = table.take("access_lifetime", int, None)
-    if lifetime is not None and not 0 < lifetime <= _DAY:
-        raise ConfigurationError(f"{table.place}.access_lifetime must be between 1 and {_DAY} seconds.")
+    if lifetime is not None and not 0 < lifetime <= MAXIMUM_LIFETIME:
+        raise ConfigurationError(f"{table.place}.access_lifetime must be between 1 and {MAXIMUM_LIFETIME} seconds.")
     secret_file = table.take("secret_file", str, None)
     wanted = WantedClient(
         grants=table.words("grants"),

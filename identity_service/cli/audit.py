@@ -28,6 +28,7 @@ from identity_service.cli.environment import (
 )
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError
+from identity_service.ids import read_uuid
 from identity_service.shell import utc_now
 
 app = typer.Typer(no_args_is_help=True, help="What happened.")
@@ -174,7 +175,7 @@ def _within_one_moment(unit: Callable[[Connection], Awaitable[T]]) -> T:
 
 async def _user_id(db: Connection, unverified_name: str) -> str:
     """Return an id as it is, since its user may be deleted, or the id of whoever has this username."""
-    user_id = registration.read_id(unverified_name)
+    user_id = read_uuid(unverified_name)
     return str(user_id or (await registration.find_named(db, unverified_name)).id)
 
 

@@ -12,9 +12,7 @@ from identity_service.database import Connection
 from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
 from identity_service.shell import client_secret, utc_now
-
-_DAY = 86400
-_MOST_OVERLAP = int(registration.MOST_OVERLAP.total_seconds())
+from identity_service.verifier.claims import MAXIMUM_LIFETIME
 
 app = typer.Typer(no_args_is_help=True, help="OAuth clients: services and backends that ask for tokens.")
 Grants = Annotated[
@@ -27,7 +25,12 @@ Audience = Annotated[
 ]
 Lifetime = Annotated[
     int | None,
-    typer.Option("--access-lifetime", min=1, max=_DAY, help="Seconds its tokens live, below IDENTITY_ACCESS_LIFETIME."),
+    typer.Option(
+        "--access-lifetime",
+        min=1,
+        max=MAXIMUM_LIFETIME,
+        help="Seconds its tokens live, below IDENTITY_ACCESS_LIFETIME.",
+    ),
 ]
 T = TypeVar("T")
 
@@ -96,7 +99,9 @@ def set_client(
     audience: Audience = None,
     access_lifetime: Annotated[
         int | None,
-        typer.Option("--access-lifetime", min=0, max=_DAY, help="Seconds its tokens live; 0 for the installation's."),
+        typer.Option(
+            "--access-lifetime", min=0, max=MAXIMUM_LIFETIME, help="Seconds its tokens live; 0 for the installation's."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -126,8 +131,13 @@ def rotate_secret(
     client_id: str,
     *,
     overlap: Annotated[
-        int, typer.Option(min=0, max=_MOST_OVERLAP, help="Seconds for which the present one is accepted too; or 0.")
-    ] = _DAY,
+        int,
+        typer.Option(
+            min=0,
+            max=registration.MOST_OVERLAP_SECONDS,
+            help="Seconds for which the present one is accepted too; or 0.",
+        ),
+    ] = registration.OVERLAP_SECONDS,
     as_json: AsJson = False,
 ) -> None:
     """Give a client another secret and print it, this once."""

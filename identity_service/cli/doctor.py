@@ -22,7 +22,7 @@ import typer
 from identity_service import settings as configuration
 from identity_service.accounts import store
 from identity_service.accounts.argon2id import SALT_BYTES, Argon2Cost, Argon2id, keep_memory
-from identity_service.cli.environment import counted, database, place_of, print_json, with_database_url
+from identity_service.cli.environment import AsJson, counted, database, place_of, print_json, with_database_url
 from identity_service.database import SCHEMA_HEAD, Database
 from identity_service.embedded import is_made
 from identity_service.errors import ConfigurationError, DatabaseUnavailable, KeysUnavailable
@@ -59,7 +59,7 @@ def doctor(
             "--online", help="Ask at the issuer's address too, as others do. One on this machine is asked anyway."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check the installation. Exit 0 when nothing fails, 1 when something does, 5 when the database is away."""
     away = False

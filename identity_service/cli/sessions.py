@@ -17,6 +17,7 @@ from identity_service.cli.environment import (
 )
 from identity_service.database import Connection, Database
 from identity_service.errors import SessionNotFound
+from identity_service.ids import read_uuid
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import SessionSummary, lifecycle
 from identity_service.settings import Settings
@@ -76,10 +77,10 @@ def revoke_all(username: str, *, as_json: AsJson = False) -> None:
 
 
 def _read(session_id: str) -> UUID:
-    try:
-        return UUID(session_id)
-    except ValueError:
-        raise SessionNotFound from None
+    found = read_uuid(session_id)
+    if found is None:
+        raise SessionNotFound
+    return found
 
 
 def _facts(session: SessionSummary) -> dict[str, Any]:

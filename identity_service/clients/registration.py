@@ -16,7 +16,9 @@ from identity_service.revocation.revoking import Reason
 from identity_service.sessions import lifecycle
 
 SECRET_MIN_LENGTH = 32
-MOST_OVERLAP = timedelta(days=30)
+OVERLAP_SECONDS = 86_400
+MOST_OVERLAP_SECONDS = 30 * 86_400
+"""For how long a replaced secret goes on working: unless somebody says otherwise, and at most."""
 
 _FOR_ITSELF = "client_credentials"
 _FOR_USERS = frozenset({"password", "refresh_token"})
@@ -150,8 +152,8 @@ async def rotate_secret(
         ClientInvalid: a secret that is too easy, or an overlap that is too long.
         ClientBuiltIn, ClientNotFound: it is not one that has a secret.
     """
-    if not timedelta(0) <= overlap <= MOST_OVERLAP:
-        raise ClientInvalid(f"Two secrets can be valid at once for at most {MOST_OVERLAP.days} days.")
+    if not 0 <= overlap.total_seconds() <= MOST_OVERLAP_SECONDS:
+        raise ClientInvalid(f"Two secrets can be valid at once for at most {MOST_OVERLAP_SECONDS // 86_400} days.")
     locked = await _lock(db, unverified_client_id)
     if locked.secret_digest == (new := _digest(secret)):
         return locked.client

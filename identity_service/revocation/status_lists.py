@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 from identity_service.errors import DatabaseUnavailable
 from identity_service.revocation import LIST_SIZE, position
 from identity_service.revocation.feed import RevocationFeed
-from identity_service.signing.jwks import base64url
 from identity_service.signing.keyring import Key
 from identity_service.signing.live import LiveKeyring
 from identity_service.tokens import jws
 from identity_service.verifier import status_list
 from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.jws import encode_base64url
 
 TYP = status_list.TYP
 
@@ -97,4 +97,4 @@ class StatusLists:
                 "status_list": {"bits": 1, "lst": status_list.build(revoked, LIST_SIZE)},
             },
         ).encode()
-        return StatusListDocument(token, f'"{base64url(hashlib.sha256(token).digest()[:16])}"')
+        return StatusListDocument(token, f'"{encode_base64url(hashlib.sha256(token).digest()[:16])}"')

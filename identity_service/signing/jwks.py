@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-from binascii import b2a_base64
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from identity_service.signing.keyring import Keyring
-
-_TO_URL_ALPHABET = bytes.maketrans(b"+/", b"-_")
+from identity_service.verifier.jws import encode_base64url
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ def thumbprint(public: RSAPublicKey) -> str:
     numbers = public.public_numbers()
     required = {"e": base64url_uint(numbers.e), "kty": "RSA", "n": base64url_uint(numbers.n)}
     canonical = json.dumps(required, separators=(",", ":"), sort_keys=True).encode()
-    return base64url(hashlib.sha256(canonical).digest())
+    return encode_base64url(hashlib.sha256(canonical).digest())
 
 
 def document(keyring: Keyring, now: datetime) -> JwksDocument:
@@ -43,14 +41,9 @@ def document(keyring: Keyring, now: datetime) -> JwksDocument:
             }
         )
     body = json.dumps({"keys": keys}, separators=(",", ":")).encode()
-    return JwksDocument(body, f'"{base64url(hashlib.sha256(body).digest()[:16])}"')
-
-
-def base64url(value: bytes) -> str:
-    """Encode octets without padding (RFC 7515 2)."""
-    return b2a_base64(value, newline=False).translate(_TO_URL_ALPHABET, b"=").decode()
+    return JwksDocument(body, f'"{encode_base64url(hashlib.sha256(body).digest()[:16])}"')
 
 
 def base64url_uint(value: int) -> str:
     """Encode a positive integer without leading zero octets (RFC 7518 2)."""
-    return base64url(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+    return encode_base64url(value.to_bytes((value.bit_length() + 7) // 8, "big"))

@@ -296,15 +296,16 @@ class KeyFolder:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """Hold the lock of all who change the folder, and say in our words what the file system refuses meanwhile."""
         try:
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be written: {error.strerror}.") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def fresh_key(now: datetime) -> Key:

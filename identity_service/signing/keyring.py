@@ -249,7 +249,7 @@ def rotated(
 
 
 def is_due(ring: Keyring, *, period: timedelta, now: datetime) -> bool:
-    """Whether the active key has signed for `period` and nothing is scheduled to follow it; never for a period of zero."""
+    """Whether the active key has signed for `period` and none is scheduled to follow it; never for a period of zero."""
     standby = ring.standby(now)
     if not period or (standby is not None and standby.signs_from is not None):
         return False

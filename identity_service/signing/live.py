@@ -2,15 +2,25 @@
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
-from identity_service.errors import ConfigurationError
+from identity_service.errors import ConfigurationError, KeysUnavailable
 from identity_service.settings import Settings
 from identity_service.signing import jwks
 from identity_service.signing.key_files import KeyChange, KeyFolder
 from identity_service.signing.keyring import Key, TokenLifetimes, is_due
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _folder_at_hand() -> Iterator[None]:
+    try:
+        yield
+    except (ConfigurationError, OSError) as error:
+        raise KeysUnavailable(detail=str(error)) from error
 
 
 def key_folder(settings: Settings) -> KeyFolder:
@@ -66,8 +76,11 @@ class LiveKeyring:
         """Promote the standby key as `keyring.rotated` says; here the change is in force when this returns.
 
         Blocks on files, as `revoke` does: call it in a thread.
+
+        Raises:
+            KeysUnavailable: the folder cannot be read or written.
         """
-        with self._changing:
+        with self._changing, _folder_at_hand():
             change = self.folder.rotate(requested_at=now, now=now, publish_window=self.publish_window, at_once=at_once)
             self._take_up(now)
         return change
@@ -77,8 +90,9 @@ class LiveKeyring:
 
         Raises:
             KeyNotFound: there is none of this id.
+            KeysUnavailable: as of `rotate`.
         """
-        with self._changing:
+        with self._changing, _folder_at_hand():
             change = self.folder.revoke(kid, now=now)
             self._take_up(now)
         return change

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from identity_service.errors import TokenRejected
+from identity_service.ids import read_uuid
 from identity_service.signing.keyring import Key, Keyring
 from identity_service.tokens import jws
 from identity_service.verifier.claims import Claims, ClaimsReader, StatusReference
@@ -129,10 +130,10 @@ def _of_user(claims: Claims) -> AccessClaims:
     members = claims.raw  # read again where we write less than a verifier takes
     return AccessClaims(
         issuer=claims.issuer,
-        subject=read_uuid(claims.subject, "sub"),
+        subject=read_id(claims.subject, "sub"),
         audience=claims.audience,
         client_id=jws.text(members, "client_id"),
-        session_id=read_uuid(jws.text(members, "sid"), "sid"),
+        session_id=read_id(jws.text(members, "sid"), "sid"),
         token_id=jws.text(members, "jti"),
         issued_at=claims.issued_at,
         expires_at=claims.expires_at,
@@ -148,8 +149,13 @@ def _reader(issuer: str) -> ClaimsReader:
     return ClaimsReader(issuer, frozenset((issuer,)), leeway=jws.LEEWAY.total_seconds())
 
 
-def read_uuid(value: str, claim: str) -> UUID:
-    try:
-        return UUID(value)
-    except ValueError:
-        raise TokenRejected("missing_claim", claim) from None
+def read_id(value: str, claim: str) -> UUID:
+    """Return the id that a claim holds.
+
+    Raises:
+        TokenRejected: it holds none.
+    """
+    found = read_uuid(value)
+    if found is None:
+        raise TokenRejected("missing_claim", claim)
+    return found

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from identity_service.errors import TokenRejected
-from identity_service.signing.jwks import base64url
 from identity_service.signing.keyring import Key, Keyring
 from identity_service.verifier import jws as envelope
+from identity_service.verifier.jws import encode_base64url
 from identity_service.verifier.rejection import TokenRejected as VerifierRejected
 
 LEEWAY = timedelta(seconds=30)
@@ -42,7 +42,7 @@ class Unsigned(NamedTuple):
 
 def unsigned(key: Key, typ: str, claims: Mapping[str, Any]) -> Unsigned:
     """Return the claims as a token of the given type that has yet to be signed."""
-    return Unsigned(key, f"{_header(typ, key.kid)}.{base64url(to_json(claims).encode())}")
+    return Unsigned(key, f"{_header(typ, key.kid)}.{encode_base64url(to_json(claims).encode())}")
 
 
 def signed(token: Unsigned) -> str:
@@ -50,7 +50,7 @@ def signed(token: Unsigned) -> str:
     key, signing_input = token
     assert key.private is not None, "the keyring hands out signers with their private half"
     signature = key.private.sign(signing_input.encode(), _PKCS1, _SHA256)
-    return f"{signing_input}.{base64url(signature)}"
+    return f"{signing_input}.{encode_base64url(signature)}"
 
 
 def sign(key: Key, typ: str, claims: Mapping[str, Any]) -> str:
@@ -149,7 +149,7 @@ def texts(claims: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def _header(typ: str, kid: str) -> str:
-    return base64url(to_json({"alg": "RS256", "typ": typ, "kid": kid}).encode())
+    return encode_base64url(to_json({"alg": "RS256", "typ": typ, "kid": kid}).encode())
 
 
 def to_json(value: Mapping[str, Any]) -> str:

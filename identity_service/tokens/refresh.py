@@ -8,7 +8,7 @@ from uuid import UUID
 from identity_service.errors import TokenRejected
 from identity_service.signing.keyring import Key, Keyring
 from identity_service.tokens import jws
-from identity_service.tokens.access import read_uuid
+from identity_service.tokens.access import read_id
 
 TYP = "rt+jwt"
 _GENERATION = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
@@ -61,13 +61,13 @@ def read(unverified_token: str, keyring: Keyring, *, issuer: str, now: datetime)
     if claims.get("aud") != issuer:
         raise TokenRejected("wrong_audience")
     issued_at, expires_at = jws.lifetime_of(claims, now=now)
-    session_id = read_uuid(jws.text(claims, "sid"), "sid")
+    session_id = read_id(jws.text(claims, "sid"), "sid")
     named, _, generation = jws.text(claims, "jti").rpartition(".")
     if named != str(session_id) or not _GENERATION.fullmatch(generation):
         raise TokenRejected("missing_claim", "jti")
     return RefreshClaims(
         issuer=issuer,
-        subject=read_uuid(jws.text(claims, "sub"), "sub"),
+        subject=read_id(jws.text(claims, "sub"), "sub"),
         client_id=jws.text(claims, "client_id"),
         session_id=session_id,
         generation=int(generation),

@@ -14,6 +14,7 @@ from identity_service.verifier import jws
 from identity_service.verifier.rejection import TokenRejected
 
 MAXIMUM_LIFETIME = 86_400
+"""Seconds between `iat` and `exp` beyond which a token is not one of ours."""
 _YEAR_10000 = 253_402_300_800
 SHARED_VALUES = 4096
 _PATH = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)+", re.ASCII)
@@ -121,16 +122,12 @@ class ClaimsReader:
         issuer: the exact `iss`.
         audience: the names of which `aud` has to have one.
         leeway: seconds by which clocks may differ.
-        maximum_lifetime: seconds between `iat` and `exp` beyond which a token is not one of ours.
     """
 
-    def __init__(
-        self, issuer: str, audience: frozenset[str], *, leeway: float, maximum_lifetime: float = MAXIMUM_LIFETIME
-    ) -> None:
+    def __init__(self, issuer: str, audience: frozenset[str], *, leeway: float) -> None:
         self._issuer = issuer
         self._audience = audience
         self._leeway = leeway
-        self._maximum_lifetime = maximum_lifetime
         self._base = issuer.rstrip("/")
         # A few audiences, roles, scopes, clients and lists are repeated by all tokens: each is looked at and held once.
         self._arrays = Shared[tuple[str, ...], tuple[str, ...]]()
@@ -186,7 +183,7 @@ class ClaimsReader:
         # `type`, not `isinstance`: a bool is an int, and not a time.
         if not (type(issued) is type(expires) is type(not_before) is int and issued >= 0 and expires < _YEAR_10000):
             raise TokenRejected("missing_claim", "iat, exp or nbf is not whole seconds")
-        if not issued < expires <= issued + self._maximum_lifetime:
+        if not issued < expires <= issued + MAXIMUM_LIFETIME:
             raise TokenRejected("malformed", "lifetime")
         if now >= expires + self._leeway:
             raise TokenRejected("expired")

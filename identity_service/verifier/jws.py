@@ -6,7 +6,7 @@ issuer itself. What checks signatures is in `keys`, what the claims must say in 
 """
 
 import json
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, MutableMapping
 from json import JSONDecoder
 from json.scanner import make_scanner
@@ -117,6 +117,11 @@ def decode_base64url(segment: bytes) -> bytes:
         raise TokenRejected("malformed", "not base64url") from None
 
 
+def encode_base64url(octets: bytes) -> str:
+    """Encode octets without padding (RFC 7515 2)."""
+    return b2a_base64(octets, newline=False).translate(_TO_URL_ALPHABET, b"=").decode()
+
+
 def parse_object(encoded: bytes) -> dict[str, Any]:
     """Return a JSON object, refusing repeated members, NaN, other encodings and whatever else has two readings.
 
@@ -165,20 +170,31 @@ def is_key_id(value: str) -> bool:
     return 0 < len(value) <= 128 and value.isascii() and value.replace("-", "").replace("_", "").isalnum()
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class RepeatedMember(ValueError):
+    """One name of a JSON object says two things, and two readers would each take another."""
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members: an `object_pairs_hook` for JSON.
+
+    Raises:
+        RepeatedMember: one is there twice.
+    """
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("repeated member")
+        raise RepeatedMember("a member is there twice")
     return members
 
 
-def _refuse_constant(_constant: str) -> None:
-    raise ValueError("NaN and Infinity are not JSON")
+def refuse_constant(constant: str) -> None:
+    """Refuse NaN and Infinity, which are not JSON: a `parse_constant`."""
+    raise ValueError(constant)
 
 
 # Without `decode` around it, which looks for white space before and after with two regular expressions.
-_decoder: Any = JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+_decoder: Any = JSONDecoder(object_pairs_hook=each_once, parse_constant=refuse_constant)
 _scan: Callable[[str, int], tuple[Any, int]] = make_scanner(_decoder)
+_TO_URL_ALPHABET = bytes.maketrans(b"+/", b"-_")
 _TO_STANDARD_ALPHABET = bytes.maketrans(b"-_+/=", b"+/!!!")
 _PADDING = (b"", b"", b"==", b"=")
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

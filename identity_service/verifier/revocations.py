@@ -404,7 +404,7 @@ class Revocations:
 
     def _look_after(self, held: _List, now: float) -> None:
         """Let go of a list that no token has named for longer than a token can live."""
-        if not held.used and not any(waiting.uri == held.uri for waiting in self._waiters):
+        if not held.used and not any(waiting.uri == held.uri for waiting in list(self._waiters)):
             del self._lists[held.uri]
         held.used, held.looked_at = False, now
         self._on_change()  # so that the next token that names it is noticed

@@ -5,7 +5,6 @@ verifiers unpack with `read`; when a list is fetched, and what follows from it, 
 """
 
 import zlib
-from base64 import urlsafe_b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +81,7 @@ def build(positions: Iterable[int], size: int) -> str:
 def encode(octets: bytes, *, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> str:
     """Pack the bytes of a list (section 4.1)."""
     packer = zlib.compressobj(9, strategy=strategy)
-    return urlsafe_b64encode(packer.compress(octets) + packer.flush()).rstrip(b"=").decode()
+    return jws.encode_base64url(packer.compress(octets) + packer.flush())
 
 
 def decode(packed: str, bits: int) -> StatusList:

@@ -11,7 +11,6 @@ There is nothing to rewrite in here, whoever imports it first: PYTEST_DONT_REWRI
 
 import json
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from identity_service.verifier import jws
 from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.jws import encode_base64url
 from identity_service.verifier.keys import ALGORITHMS
 from identity_service.verifier.verification import TYP, Verifier
 
@@ -113,7 +113,7 @@ class TestIssuer:
         head = {"alg": "RS256", "typ": typ, "kid": self.key_id} | header
         signing_input = f"{_encode(head)}.{_encode(payload)}"
         signature = ALGORITHMS["RS256"].sign(signing_input.encode(), self._key)
-        return f"{signing_input}.{_base64url(signature)}"
+        return f"{signing_input}.{encode_base64url(signature)}"
 
     def revoke(self, token: str) -> None:
         """Revoke the session of a token. Every verifier of this issuer knows at once."""
@@ -162,19 +162,15 @@ def _public_jwk(key: rsa.RSAPrivateKey) -> dict[str, str]:
     numbers = key.public_key().public_numbers()
     required = {"e": _number(numbers.e), "kty": "RSA", "n": _number(numbers.n)}
     thumbprint = sha256(json.dumps(required, separators=(",", ":"), sort_keys=True).encode()).digest()
-    return required | {"use": "sig", "alg": "RS256", "kid": _base64url(thumbprint)}
+    return required | {"use": "sig", "alg": "RS256", "kid": encode_base64url(thumbprint)}
 
 
 def _encode(value: dict[str, Any]) -> str:
-    return _base64url(json.dumps(value, separators=(",", ":")).encode())
-
-
-def _base64url(value: bytes) -> str:
-    return urlsafe_b64encode(value).rstrip(b"=").decode()
+    return encode_base64url(json.dumps(value, separators=(",", ":")).encode())
 
 
 def _number(value: int) -> str:
-    return _base64url(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+    return encode_base64url(value.to_bytes((value.bit_length() + 7) // 8, "big"))
 
 
 with suppress(ImportError):  # the kit works without pytest, the fixture does not

@@ -13,7 +13,7 @@ import httpx2
 from identity_service.verifier import jws
 from identity_service.verifier.addresses import check_url, is_loopback_url
 from identity_service.verifier.cache import FRESH_TOKENS, TokenCache
-from identity_service.verifier.claims import MAXIMUM_LIFETIME, Claims, ClaimsReader, Shared, StatusReference
+from identity_service.verifier.claims import Claims, ClaimsReader, Shared, StatusReference
 from identity_service.verifier.http import Border
 from identity_service.verifier.jws import MAX_LENGTH
 from identity_service.verifier.keys import Key, Keys
@@ -101,7 +101,7 @@ class Verifier:
         self._leeway = leeway
         self._algorithms = allowed
         self._known_headers = Shared[bytes, Key]()
-        self._reader = ClaimsReader(issuer, frozenset(self.audience), leeway=leeway, maximum_lifetime=MAXIMUM_LIFETIME)
+        self._reader = ClaimsReader(issuer, frozenset(self.audience), leeway=leeway)
         # A fresh token is not asked about again until something is heard; "reject" wants to know when nothing is.
         self._cache = TokenCache(cache_size, fresh=FRESH_TOKENS if on_stale == "accept" else 0)
         self._border = Border(http, local=is_loopback_url(issuer), now=now, leeway=leeway)

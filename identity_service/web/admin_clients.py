@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from identity_service import errors
 from identity_service.clients import Client, registration
 from identity_service.shell import client_secret
+from identity_service.verifier.claims import MAXIMUM_LIFETIME
 from identity_service.web.dependencies import Administrator, runtime_of
 from identity_service.web.paging import Listing, Scopes, Whole
 from identity_service.web.problems import ADMINISTERED, JSON_BODY, Router, refusals
@@ -25,10 +26,10 @@ Names = Annotated[list[Annotated[str, Field(max_length=255)]], Field(max_length=
 Grants = Annotated[Names, Field(examples=[["client_credentials"]])]
 Audience = Annotated[Names, Field(examples=[["orders"]], description="Empty for that of the installation.")]
 Lifetime = Annotated[
-    int | None, Field(ge=1, le=86400, description="Seconds its access tokens live; null for the installation's.")
+    int | None,
+    Field(ge=1, le=MAXIMUM_LIFETIME, description="Seconds its access tokens live; null for the installation's."),
 ]
 _ONE_OF_THEIRS = (errors.ClientNotFound, errors.ClientBuiltIn)
-_MOST_OVERLAP = int(registration.MOST_OVERLAP.total_seconds())
 
 
 class NewClient(BaseModel):
@@ -58,7 +59,7 @@ class SecretRotation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    overlap: Annotated[int, Field(ge=0, le=_MOST_OVERLAP)] = 86400
+    overlap: Annotated[int, Field(ge=0, le=registration.MOST_OVERLAP_SECONDS)] = registration.OVERLAP_SECONDS
 
 
 class ClientAnswer(BaseModel):

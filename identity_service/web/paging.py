@@ -13,6 +13,7 @@ from fastapi import Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service.errors import IdentityError
+from identity_service.ids import read_uuid
 from identity_service.tokens import cursors
 from identity_service.web.dependencies import Caller, runtime_of
 
@@ -110,13 +111,10 @@ def read_id(unverified_id: str, missing: type[IdentityError]) -> UUID:
     Raises:
         IdentityError: `missing`.
     """
-    try:
-        value = UUID(unverified_id)
-    except ValueError:
-        raise missing from None
-    if str(value) != unverified_id.lower():
+    found = read_uuid(unverified_id)
+    if found is None:
         raise missing
-    return value
+    return found
 
 
 def _listed(request: Request, page: Page) -> str:

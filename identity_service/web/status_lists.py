@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from identity_service import errors
 from identity_service.errors import DatabaseUnavailable, TooManyFollowers
 from identity_service.revocation import RevokedIndex
-from identity_service.revocation.feed import News
+from identity_service.revocation.feed import News, RevocationFeed
 from identity_service.revocation.status_lists import TIME_TO_LIVE, StatusLists
 from identity_service.runtime import Runtime
 from identity_service.throttling import prefix
@@ -45,12 +45,12 @@ class StatusListUris(BaseModel):
     status_lists: list[str]
 
 
-@router.get("/status-lists", response_model=StatusListUris)
+@router.get("/status-lists", response_model=StatusListUris, responses=refusals(errors.DatabaseUnavailable))
 @public
 async def lists(request: Request) -> JSONResponse:
     """The lists that tokens may name today."""
     runtime = runtime_of(request)
-    feed = runtime.revocations
+    feed = _current(runtime)
     uris = [runtime.status_lists.uri(number) for number in range(feed.first_list, feed.last_list + 1)]
     return JSONResponse({"status_lists": uris}, headers={"Cache-Control": _CACHING, **FOR_EVERYONE})
 
@@ -69,10 +69,9 @@ async def events(request: Request) -> StreamingResponse:
     copy of it is too old. A stream ends after ten to fifteen minutes; open the next one at once.
     """
     runtime = runtime_of(request)
-    if not runtime.revocations.is_current:
-        raise DatabaseUnavailable(detail="what has been revoked cannot be read")
+    feed = _current(runtime)
     origin = _origin(request.scope["identity.address"])
-    if not runtime.revocations.has_room(origin):
+    if not feed.has_room(origin):
         raise TooManyFollowers(detail=f"of all, or from {origin}", retry_after=TURNED_AWAY_SECONDS)
     since = _moment(request.headers.get("last-event-id", ""))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **FOR_EVERYONE}
@@ -105,6 +104,17 @@ async def status_list(request: Request, number: str) -> Response:
     if not_modified(request, document.etag):
         return Response(status_code=304, headers=headers)
     return Response(document.body, headers=headers, media_type="application/statuslist+jwt")
+
+
+def _current(runtime: Runtime) -> RevocationFeed:
+    """Return what has been revoked, if that is known at the moment.
+
+    Raises:
+        DatabaseUnavailable: it cannot be read.
+    """
+    if not runtime.revocations.is_current:
+        raise DatabaseUnavailable(detail="what has been revoked cannot be read")
+    return runtime.revocations
 
 
 async def _events(runtime: Runtime, since: datetime | None, origin: str | None) -> AsyncIterator[str]:

@@ -1,5 +1,6 @@
 """The keys folder: what is on disk, who may read it, and what a crash or a second process leaves (KEY-1, 3, 4, 5)."""
 
+import errno
 import json
 import os
 import stat
@@ -149,6 +150,26 @@ def test_a_crash_at_any_step_leaves_a_ring_that_can_be_read_and_changed(change, 
             assert stop_at > 5, "the change has that many steps at least"
             return
     pytest.fail("the change never finished")
+
+
+@pytest.mark.parametrize("change", ["create", "rotate", "revoke"])
+def test_a_full_disk_is_said_with_the_folder_and_changes_nothing(change, folder, tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    ring = folder.read()
+    place = KeyFolder(tmp_path / "new", LIFETIMES) if change == "create" else folder
+    changes = {
+        "create": lambda: place.create(now=START),
+        "rotate": lambda: rotate(place),
+        "revoke": lambda: place.revoke(ring.keys[0].kid, now=LATER),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigurationError, match=f"{place.path} cannot be written: No space left on device"):
+            changes[change]()
+    assert folder.read() == ring
+    assert change != "create" or place.is_empty()
 
 
 def crash_at_step(stop_at: int, change: str, folder: KeyFolder, monkeypatch: pytest.MonkeyPatch) -> bool:

@@ -8,11 +8,11 @@ from uuid import UUID
 import pytest
 
 from identity_service.errors import TokenRejected
-from identity_service.signing.jwks import base64url
 from identity_service.signing.key_files import fresh_key
 from identity_service.signing.keyring import Keyring, TokenLifetimes, first_keys
 from identity_service.tokens import access, jws, refresh
 from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.jws import encode_base64url
 from tests.conftest import ISSUER, START
 
 RING = first_keys(lambda: fresh_key(START), TokenLifetimes(timedelta(minutes=10), timedelta(days=14)))
@@ -48,7 +48,7 @@ def test_each_kind_is_read_as_what_it_is() -> None:
 
 
 def changed_alg(good: str) -> str:
-    header = base64url(f'{{"alg":"PS256","typ":"at+jwt","kid":"{RING.signer(START).kid}"}}'.encode())
+    header = encode_base64url(f'{{"alg":"PS256","typ":"at+jwt","kid":"{RING.signer(START).kid}"}}'.encode())
     return header + "." + good.partition(".")[2]
 
 

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from identity_service.verifier import TokenRejected, Verifier, jws
 from identity_service.verifier.http import FetchFailed
+from identity_service.verifier.jws import encode_base64url
 from identity_service.verifier.keys import ALGORITHMS, parse
-from identity_service.verifier.testing import TestIssuer, _base64url, _number, _public_jwk
+from identity_service.verifier.testing import TestIssuer, _number, _public_jwk
 from tests.verifier.conftest import AUDIENCE, Clock, Issuer, until
 
 
@@ -273,7 +274,7 @@ async def test_p16_f11_ten_thousand_random_kids_cause_one_fetch_per_cooldown(
         async def one(number: int) -> None:
             head = json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": f"k{number}"}).encode()
             with pytest.raises(TokenRejected, match="unknown_key"):
-                await quiet.verify(f"{_base64url(head)}.{payload}.{signature}")
+                await quiet.verify(f"{encode_base64url(head)}.{payload}.{signature}")
 
         await asyncio.gather(*(one(number) for number in range(start, start + 5000)))
         await quiet.verify(good)
@@ -394,15 +395,15 @@ def elliptic(curve: ec.EllipticCurve, name: str) -> tuple[Any, dict[str, str]]:
     return key, {
         "kty": "EC",
         "crv": name,
-        "x": _base64url(numbers.x.to_bytes(size)),
-        "y": _base64url(numbers.y.to_bytes(size)),
+        "x": encode_base64url(numbers.x.to_bytes(size)),
+        "y": encode_base64url(numbers.y.to_bytes(size)),
     }
 
 
 def edwards() -> tuple[Any, dict[str, str]]:
     key = ed25519.Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    return key, {"kty": "OKP", "crv": "Ed25519", "x": _base64url(public)}
+    return key, {"kty": "OKP", "crv": "Ed25519", "x": encode_base64url(public)}
 
 
 @pytest.mark.parametrize(
@@ -420,13 +421,13 @@ async def test_other_algorithms_by_name(issuer: Issuer, algorithm: str, make: An
     entry = members | {"kid": "other", "use": "sig", "alg": algorithm}
     issuer.keys.append(entry)
     signing_input = ".".join(
-        _base64url(json.dumps(part).encode())
+        encode_base64url(json.dumps(part).encode())
         for part in (
             {"alg": algorithm, "typ": "at+jwt", "kid": "other"},
             jws.parse_object(jws.take_apart(issuer.token().encode()).payload()),
         )
     )
-    signature = _base64url(ALGORITHMS[algorithm].sign(signing_input.encode(), key))
+    signature = encode_base64url(ALGORITHMS[algorithm].sign(signing_input.encode(), key))
     token = f"{signing_input}.{signature}"
     assert await issuer.verifier(algorithms=("RS256", algorithm), follow_revocations=False).verify(token)
     with pytest.raises(TokenRejected, match="wrong_algorithm"):
@@ -443,7 +444,7 @@ async def test_pss_by_name(issuer: Issuer) -> None:
     signing_input = start.rpartition(".")[0].encode()
     pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
     signature = issuer.kit._key.sign(signing_input, pss, hashes.SHA256())
-    token = f"{signing_input.decode()}.{_base64url(signature)}"
+    token = f"{signing_input.decode()}.{encode_base64url(signature)}"
     assert await issuer.verifier(algorithms=("PS256",), follow_revocations=False).verify(token)
 
 

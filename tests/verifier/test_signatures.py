@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from identity_service.verifier import TokenRejected, Verifier
-from identity_service.verifier.testing import _base64url, _public_jwk
+from identity_service.verifier.jws import encode_base64url
+from identity_service.verifier.testing import _public_jwk
 from tests.verifier.conftest import AUDIENCE, ISSUER, Clock
 
 RSA = rsa.generate_private_key(65537, 2048)
@@ -35,14 +36,14 @@ def ec_jwk() -> dict[str, str]:
     return {
         "kty": "EC",
         "crv": "P-256",
-        "x": _base64url(numbers.x.to_bytes(32, "big")),
-        "y": _base64url(numbers.y.to_bytes(32, "big")),
+        "x": encode_base64url(numbers.x.to_bytes(32, "big")),
+        "y": encode_base64url(numbers.y.to_bytes(32, "big")),
     }
 
 
 def ed_jwk() -> dict[str, str]:
     public = ED.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return {"kty": "OKP", "crv": "Ed25519", "x": _base64url(public)}
+    return {"kty": "OKP", "crv": "Ed25519", "x": encode_base64url(public)}
 
 
 def raw_rsa(encoded: bytes) -> bytes:
@@ -178,11 +179,11 @@ class Signer:
             "iat": now, "exp": now + 600,
         }  # fmt: skip
         head = {"alg": self.algorithm, "typ": "at+jwt", "kid": "k"} | header
-        return _base64url(json.dumps(head).encode()), _base64url(json.dumps(claims).encode())
+        return encode_base64url(json.dumps(head).encode()), encode_base64url(json.dumps(claims).encode())
 
     def token(self, sign: Callable[[bytes], bytes], **header: Any) -> str:
         signing_input = ".".join(self.segments(**header))
-        return f"{signing_input}.{_base64url(sign(signing_input.encode()))}"
+        return f"{signing_input}.{encode_base64url(sign(signing_input.encode()))}"
 
     def genuine(self, **header: Any) -> str:
         return self.token(GENUINE[self.algorithm][1], **header)

@@ -1,13 +1,16 @@
 """The administration API: who may do what (FPS-4, F48), what is recorded of it, and what no answer ever holds."""
 
 import asyncio
+import errno
 import json
+import os
 import re
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
@@ -854,6 +857,24 @@ async def test_a_revoked_key_is_out_of_force_although_nobody_could_write_it_down
         assert (await root("GET", "/admin/keys")).status_code == 401
     finally:
         await api.scalar("ALTER TABLE away RENAME TO audit_events")
+
+
+async def test_a_keys_folder_that_cannot_be_written_is_not_blamed_on_the_database(api, root, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    api.clock.advance(seconds=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        answer = await root("POST", "/admin/keys/rotate", {"now": True})
+    assert answer.headers["retry-after"]
+    assert seen(answer) == problem(
+        503, "temporarily_unavailable", "The service cannot answer this at the moment; try again shortly."
+    )
+    assert await api.scalar("SELECT count(*) FROM audit_events WHERE subject_kind = 'key'") == 0
+    monkeypatch.setattr(api.keys, "folder", replace(api.keys.folder, path=Path("/proc/nothing")))
+    answer = await root("POST", f"/admin/keys/{api.keys.current.signer(api.clock()).kid}/revoke")
+    assert answer.json()["code"] == "temporarily_unavailable"
 
 
 async def test_revoking_a_key_that_is_none_or_revoked_is_no_event(api, root):
