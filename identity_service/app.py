@@ -142,13 +142,18 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
 
     own = (login, accounts, sessions)
     administration = (admin_users, admin_roles, admin_clients, admin_keys, admin_audit)
-    parts = (token, revocation, introspection, *own, *administration, metadata, status_list_routes, health, docs)
+    described = settings.docs == "on"
+    parts = (
+        *(token, revocation, introspection, *own, *administration, metadata, status_list_routes, health),
+        *((docs,) if described else ()),
+    )
     app = FastAPI(
         title="Identity service",
         version="1",
         lifespan=lifespan,
         # It would record what failed validation, passwords among it, and asks for a provider on each request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
+        openapi_url="/openapi.json" if described else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -212,7 +217,7 @@ def _edge_policy(settings: Settings) -> EdgePolicy:
     return EdgePolicy(
         cookie=login.cookie_name(settings),
         hosts=hosts,
-        origins=frozenset((settings.issuer_url, *settings.allowed_origins)),
+        origins=settings.origins,
         strict_transport=settings.secure_cookies,
         proxies=TrustedProxies(settings.trusted_proxies),
     )

@@ -29,7 +29,8 @@ from pydantic import (
 )
 
 from identity_service.errors import ConfigurationError
-from identity_service.verifier.addresses import check_url, is_loopback
+from identity_service.verifier.addresses import check_url, is_loopback_url
+from identity_service.verifier.claims import MAXIMUM_LIFETIME
 
 PREFIX = "IDENTITY_"
 UNPREFIXED = {"database_url": "DATABASE_URL"}
@@ -48,26 +49,22 @@ def _words(value: object) -> object:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
-def _at_most(most: timedelta) -> AfterValidator:
+def _between(least: int, most: timedelta) -> AfterValidator:
     """Return a validator in words of seconds, which is what was given."""
 
     def check(value: timedelta) -> timedelta:
-        if not timedelta(0) <= value <= most:
-            raise ValueError(f"must be a number of seconds from 0 to {most.total_seconds():.0f}")
+        if not timedelta(seconds=least) <= value <= most:
+            raise ValueError(f"must be a number of seconds from {least} to {most.total_seconds():.0f}")
         return value
 
     return AfterValidator(check)
 
 
-def _some(value: timedelta) -> timedelta:
-    if not value:
-        raise ValueError("must be more than 0 seconds")
-    return value
-
-
-Window = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=365))]
-Lifetime = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=3650)), AfterValidator(_some)]
-Retention = Annotated[timedelta, BeforeValidator(_seconds), _at_most(timedelta(days=36500))]
+Window = Annotated[timedelta, BeforeValidator(_seconds), _between(0, timedelta(days=365))]
+# Times in a token are whole seconds: one that lives for less would have expired when it is issued.
+Lifetime = Annotated[timedelta, BeforeValidator(_seconds), _between(1, timedelta(days=3650))]
+AccessLifetime = Annotated[timedelta, BeforeValidator(_seconds), _between(1, timedelta(seconds=MAXIMUM_LIFETIME))]
+Retention = Annotated[timedelta, BeforeValidator(_seconds), _between(0, timedelta(days=36500))]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Switch = Literal["on", "off"]
 
@@ -122,8 +119,7 @@ class Settings(BaseModel):
     key_rotation_period: Window = timedelta(days=90)
 
     audience: Words = ("api",)
-    # What lives longer is refused by `verifier.claims`.
-    access_lifetime: Annotated[Lifetime, _at_most(timedelta(days=1))] = timedelta(seconds=600)
+    access_lifetime: AccessLifetime = timedelta(seconds=600)
     refresh_lifetime: Lifetime = timedelta(days=14)
     session_lifetime: Lifetime = timedelta(days=30)
     refresh_retry_window: Window = timedelta(seconds=30)
@@ -131,6 +127,7 @@ class Settings(BaseModel):
     audit_retention: Retention = timedelta(days=400)
 
     signup: Literal["open", "closed"] = "open"
+    docs: Switch = "on"
     password_grant: Switch = "on"  # noqa: S105 - a switch, not a secret
     password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
     breach_check_url: str = ""
@@ -152,6 +149,11 @@ class Settings(BaseModel):
         """Return host and port of `metrics_bind`, which must not be empty."""
         host, _, port = self.metrics_bind.rpartition(":")
         return host.strip("[]"), int(port)
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """Whose pages may log in here: our own, and those that are allowed."""
+        return frozenset((self.issuer_url, *self.allowed_origins))
 
     @property
     def secure_cookies(self) -> bool:
@@ -184,7 +186,7 @@ class Settings(BaseModel):
         for origin in value:
             if origin == "*" or not _is_origin(origin):
                 raise ValueError("must list exact origins such as https://app.example.com, without path or wildcard")
-            if origin.startswith("http://") and not is_loopback(urlsplit(origin).hostname or ""):
+            if origin.startswith("http://") and not is_loopback_url(origin):
                 raise ValueError("must list https origins (plain http only on localhost)")
         return value
 
@@ -213,7 +215,9 @@ class Settings(BaseModel):
     def _some_audience(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("must name at least one audience")
-        return value
+        if any(character in name for name in value for character in "[]\"'"):
+            raise ValueError("must be names separated by spaces or commas, without brackets or quotation marks")
+        return tuple(dict.fromkeys(value))
 
     @model_validator(mode="before")
     @classmethod
@@ -231,7 +235,7 @@ class Settings(BaseModel):
             raise ValueError(
                 "must be scheme, host and optional port, without path or trailing slash: https://id.example.com"
             )
-        if value.startswith("http://") and not is_loopback(urlsplit(value).hostname or ""):
+        if value.startswith("http://") and not is_loopback_url(value):
             raise ValueError("must use https (plain http only on localhost)")
         return value
 
@@ -348,9 +352,10 @@ def _unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     warnings = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
-            nearest = difflib.get_close_matches(name.removeprefix(PREFIX), spelt, n=1, cutoff=0.7)
-            hint = f" Did you mean {PREFIX}{nearest[0]}?" if nearest else ""
-            warnings.append(f"{name} is not a setting of this service and is ignored.{hint}")
+            nearest = difflib.get_close_matches(name.removeprefix(PREFIX), spelt, n=1, cutoff=0.0)[0]
+            warnings.append(
+                f"{name} is not a setting of this service and is ignored. The nearest is {PREFIX}{nearest}."
+            )
     return tuple(warnings)
 
 

@@ -39,7 +39,7 @@ def test_the_default_issuer_follows_the_port():
         ({"IDENTITY_ACCESS_LIFETIME": "10m"}, "IDENTITY_ACCESS_LIFETIME: must be a number of seconds"),
         ({"IDENTITY_ACCESS_LIFETIME": "nan"}, "IDENTITY_ACCESS_LIFETIME: must be a number of seconds"),
         ({"IDENTITY_ACCESS_LIFETIME": "1e300"}, "IDENTITY_ACCESS_LIFETIME: must be a number of seconds"),
-        ({"IDENTITY_SESSION_LIFETIME": "-1"}, "IDENTITY_SESSION_LIFETIME: must be a number of seconds from 0"),
+        ({"IDENTITY_SESSION_LIFETIME": "-1"}, "IDENTITY_SESSION_LIFETIME: must be a number of seconds from 1"),
         ({"IDENTITY_PASSWORD_GRANT": "maybe"}, "IDENTITY_PASSWORD_GRANT: input should be 'on' or 'off'"),
         ({"IDENTITY_SIGNUP": "on"}, "IDENTITY_SIGNUP: input should be 'open' or 'closed'"),
         ({"IDENTITY_ISSUER_URL": "id.example.com"}, "IDENTITY_ISSUER_URL: must be scheme, host"),
@@ -78,10 +78,12 @@ def test_the_default_issuer_follows_the_port():
             {"IDENTITY_REFRESH_RETRY_WINDOW": "-1"},
             "WINDOW: must be a number of seconds from 0 to 31536000.",
         ),
-        ({"IDENTITY_ACCESS_LIFETIME": "0"}, "IDENTITY_ACCESS_LIFETIME: must be more than 0 seconds."),
+        ({"IDENTITY_ACCESS_LIFETIME": "0"}, "LIFETIME: must be a number of seconds from 1 to 86400."),
+        ({"IDENTITY_REFRESH_LIFETIME": "0.5"}, "LIFETIME: must be a number of seconds from 1 to 315360000."),
+        ({"IDENTITY_AUDIENCE": '["orders", "todos"]'}, "IDENTITY_AUDIENCE: must be names separated by spaces"),
         (
             {"IDENTITY_ACCESS_LIFETIME": "86401"},
-            "LIFETIME: must be a number of seconds from 0 to 86400.",
+            "LIFETIME: must be a number of seconds from 1 to 86400.",
         ),
         ({"DATABASE_URL": "postgresql://a/x", "IDENTITY_DATABASE_URL": "postgresql://b/x"}, "are both set and differ"),
         ({"IDENTITY_ALLOWED_ORIGINS": "http://app.example"}, "IDENTITY_ALLOWED_ORIGINS: must list https origins"),
@@ -163,13 +165,19 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest_name():
     (warning,) = load({"IDENTITY_ACESS_LIFETIME": "60", "OTHER": "x"}).warnings
     assert warning == (
         "IDENTITY_ACESS_LIFETIME is not a setting of this service and is ignored. "
-        "Did you mean IDENTITY_ACCESS_LIFETIME?"
+        "The nearest is IDENTITY_ACCESS_LIFETIME."
     )
 
 
-def test_a_variable_like_no_other_is_a_warning_without_a_guess():
-    (warning,) = load({"IDENTITY_XYZ": "1"}).warnings
-    assert warning == "IDENTITY_XYZ is not a setting of this service and is ignored."
+def test_the_nearest_name_is_told_however_far_it_is():
+    (warning,) = load({"IDENTITY_DB_URL": "1"}).warnings
+    assert warning == (
+        "IDENTITY_DB_URL is not a setting of this service and is ignored. The nearest is IDENTITY_DATABASE_URL."
+    )
+
+
+def test_an_audience_counts_once():
+    assert load({"IDENTITY_AUDIENCE": "orders todos orders"}).settings.audience == ("orders", "todos")
 
 
 def test_lists_take_spaces_and_commas():

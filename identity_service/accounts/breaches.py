@@ -10,10 +10,9 @@ import hashlib
 import logging
 import re
 import ssl
-from urllib.parse import urlsplit
 
 from identity_service.errors import PasswordRejected
-from identity_service.verifier.addresses import is_loopback
+from identity_service.verifier.addresses import is_loopback_url
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class BreachCheck:
         self._read_certificates = httpx2.create_ssl_context
         self._failures = (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, _Unusable)
         self._url = url.rstrip("/")
-        self._local = is_loopback(urlsplit(url).hostname or "")
+        self._local = is_loopback_url(url)
         self._places = asyncio.Semaphore(MOST_AT_ONCE)
         self._tls: ssl.SSLContext | None = None
 

@@ -19,7 +19,9 @@ Grants = Annotated[
     list[str] | None,
     typer.Option("--grant", help="client_credentials; first-party clients also password and refresh_token. Repeat."),
 ]
-Scope = Annotated[str | None, typer.Option(help='What it may do by itself: "orders:read orders:write".')]
+Scope = Annotated[
+    list[str] | None, typer.Option(help='What it may do by itself: "orders:read orders:write"; or repeat for more.')
+]
 Audience = Annotated[
     list[str] | None, typer.Option(help="Who its tokens are for; repeat for more. Without: IDENTITY_AUDIENCE.")
 ]
@@ -57,7 +59,7 @@ def create(
             db,
             client_id,
             grants=grant,
-            scope=scope or "",
+            scope=" ".join(scope or ()),
             audience=audience or (),
             first_party=first_party,
             access_lifetime=timedelta(seconds=access_lifetime) if access_lifetime is not None else None,
@@ -113,7 +115,7 @@ def set_client(
             db,
             client_id,
             grants=grant,
-            scope=scope,
+            scope=" ".join(scope) if scope is not None else None,
             audience=[name for name in audience if name] if audience is not None else None,
             change_access_lifetime=access_lifetime is not None,
             access_lifetime=timedelta(seconds=access_lifetime) if access_lifetime else None,

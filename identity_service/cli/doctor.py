@@ -31,7 +31,7 @@ from identity_service.settings import Loaded, Settings
 from identity_service.shell import utc_now
 from identity_service.signing.keyring import CLOCK_SKEW, Keyring, KeyState
 from identity_service.signing.live import key_folder
-from identity_service.verifier.addresses import is_loopback
+from identity_service.verifier.addresses import is_loopback, is_loopback_url
 
 LEAST_POSTGRES = 14
 ODD_CLOCK = timedelta(seconds=5)
@@ -70,7 +70,7 @@ def doctor(
     else:
         findings = [settings_load(loaded), *(check(loaded.settings) for check in OF_SETTINGS)]
         findings += of_keys(loaded.settings, utc_now())
-        if online or is_loopback(urlsplit(loaded.settings.issuer_url).hostname or ""):
+        if online or is_loopback_url(loaded.settings.issuer_url):
             findings += front_door(loaded.settings, insist=online)
         of_the_database = _of_database(loaded.settings)
         findings += of_the_database

@@ -1,11 +1,14 @@
 """`GET /metrics` on an address of its own, which nothing but a scraper needs to reach. Part of `serve`."""
 
+import json
 import os
 import secrets
 import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
+from identity_service.web import problems
 from identity_service.web.middleware import SECURITY_HEADERS
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -101,23 +105,43 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.partition("?")[0] != "/metrics":
-            self.send_error(404)
-            return
-        body = generate_latest(self.server.registry)
-        self.send_response(200)
-        self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        with suppress(ConnectionError):
-            self.wfile.write(body)
+            self._refuse(*problems.NOT_FOUND)
+        else:
+            self._write(200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self.server.registry))
 
-    def send_response(self, code: int, message: str | None = None) -> None:
-        """Begin an answer with what every answer of the service carries, and nothing about the server."""
-        self.send_response_only(code, message)
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def send_error(self, code: int, *_: object, **__: object) -> None:
+        """Refuse what has come in the words of the service: the server's own are HTML, and 501 for a wrong method."""
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            self._refuse(*problems.WRONG_METHOD)
+        else:
+            self._refuse(400, "bad_request", "This is not a request as it has to be.")
+        self.close_connection = True
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        body = json.dumps(problems.document(status, code, detail, self._request_id)).encode()
+        self._write(status, problems.MEDIA_TYPE, body)
+
+    def _write(self, status: int, media_type: str, body: bytes) -> None:
+        """Write an answer with what every answer of the service carries, and nothing about the server."""
+        self.send_response_only(status)
         self.send_header("Date", self.date_time_string())
-        self.send_header("X-Request-ID", secrets.token_hex(8))
+        self.send_header("X-Request-ID", self._request_id)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
         for name, value in SECURITY_HEADERS.items():
             self.send_header(name, value)
+        self.end_headers()
+        with suppress(ConnectionError):
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+
+    @cached_property
+    def _request_id(self) -> str:
+        return secrets.token_hex(8)
 
     def log_message(self, *_: object) -> None:
         """Say nothing: scrapes come every few seconds."""

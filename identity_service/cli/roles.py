@@ -11,16 +11,16 @@ from identity_service.database import Connection
 from identity_service.shell import utc_now
 
 app = typer.Typer(no_args_is_help=True, help="Roles, and the scopes they give.")
-Scope = Annotated[str, typer.Option(help='The scopes it gives, separated by spaces: "orders:read orders:write".')]
+Scope = Annotated[list[str], typer.Option(help='The scopes it gives: "orders:read orders:write"; or repeat for more.')]
 EndSessions = Annotated[
     bool, typer.Option("--end-sessions", help="Log the user out everywhere, so that it takes effect at once.")
 ]
 
 
 @app.command()
-def create(name: str, *, scope: Scope = "", as_json: AsJson = False) -> None:
+def create(name: str, *, scope: Scope = [], as_json: AsJson = False) -> None:  # noqa: B006 - nobody changes it
     """Make a role."""
-    role = transact(lambda db: roles.create(db, name, scope=scope, by=operator(), now=utc_now()))
+    role = transact(lambda db: roles.create(db, name, scope=" ".join(scope), by=operator(), now=utc_now()))
     _show([role], as_json=as_json, several=False)
 
 
@@ -48,8 +48,9 @@ def set_scopes(
     as_json: AsJson = False,
 ) -> None:
     """Replace the scopes that a role gives."""
+    given = " ".join(scope)
     role = transact(
-        lambda db: roles.set_scopes(db, name, scope=scope, end_sessions=end_sessions, by=operator(), now=utc_now())
+        lambda db: roles.set_scopes(db, name, scope=given, end_sessions=end_sessions, by=operator(), now=utc_now())
     )
     _show([role], as_json=as_json, several=False)
 

@@ -135,7 +135,7 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
         f"  Identity service on http://{settings.bind}",
         f"  Issuer    {issuer}",
         f"  JWKS      {issuer}/.well-known/jwks.json",
-        f"  Docs      {issuer}/docs",
+        *([f"  Docs      {issuer}/docs"] if settings.docs == "on" else []),
         f"  Database  {place}",
         "",
         "  Next, in another terminal:",

@@ -291,8 +291,8 @@ class KeyFolder:
             return
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be read: {error.strerror}.") from None
-        if stat.S_IMODE(mode) & 0o022:
-            raise ConfigurationError(f"{self.path} can be written by others; run: chmod 700 {self.path}")
+        if stat.S_IMODE(mode) & 0o077:
+            raise ConfigurationError(f"{self.path} is open to others; run: chmod 700 {self.path}")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -76,14 +76,16 @@ def split(unverified_token: bytes, *, max_length: int = MAX_LENGTH) -> tuple[byt
     """Return what has been signed, and the three segments: header, payload and signature. Nothing has been decoded.
 
     Raises:
-        TokenRejected: malformed.
+        TokenRejected: malformed; wrong_algorithm when it is unsigned and says so.
     """
     if len(unverified_token) > max_length:
         raise TokenRejected("malformed", "too long")
     signing_input, _, signature = unverified_token.rpartition(b".")
     header, _, payload = signing_input.partition(b".")
     if not signature or not payload or not header or b"." in payload:
-        raise TokenRejected("malformed", "not three segments")
+        if not signature and payload and b"." not in payload:
+            read_header(header)  # unsigned, and it says so: `alg` none
+        raise TokenRejected("malformed", "not three segments with something in each")
     return signing_input, header, payload, signature
 
 

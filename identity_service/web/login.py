@@ -3,7 +3,7 @@
 The three want JSON and a known `Origin`, so that no other site can act through a visitor's cookie.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -23,6 +23,14 @@ from identity_service.web.problems import JSON_BODY, BadRequest, Router, refusal
 from identity_service.web.revocation import end_session
 from identity_service.web.strict_json import StrictRoute, require_json
 
+_SAME_SITE: Any = "Strict"
+"""As RFC 6265bis spells it; the framework's type knows it in lower case only."""
+
+_LEFT_BEHIND = '"storage"'
+"""What a browser forgets at a logout of what `/docs` has put aside. Not "cookies", which are those of the whole domain,
+whoever set them.
+"""
+
 
 async def from_our_pages(request: Request) -> None:
     """Refuse what a page of another site could have sent.
@@ -31,11 +39,9 @@ async def from_our_pages(request: Request) -> None:
         BadRequest: 415 for anything but JSON, 403 for an Origin that is missing or not ours.
     """
     require_json(request)
-    settings = runtime_of(request).settings
-    if request.headers.getlist("origin") not in [
-        [origin] for origin in (settings.issuer_url, *settings.allowed_origins)
-    ]:
-        raise BadRequest(403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")
+    given = request.headers.getlist("origin")
+    if len(given) != 1 or given[0] not in runtime_of(request).settings.origins:
+        raise BadRequest(*problems.FOREIGN)
 
 
 router = Router(route_class=StrictRoute, tags=["Browser session"], dependencies=[Depends(from_our_pages)])
@@ -94,9 +100,7 @@ async def refresh_session(request: Request, _: EmptyBody | None = None) -> JSONR
             runtime, FIRST_PARTY, unverified_token=_cookie(request), scope="", by=actor_of(request)
         )
     except SessionEnded as error:
-        problems.note(request, error)
-        status, code = problems.STATUS[type(error)]
-        answer = problems.problem(request, status, code, error.text)
+        answer = problems.refused(request, error)
         _clear_cookie(answer, runtime.settings)
         return answer
     runtime.metrics.issued("refresh_token")
@@ -117,7 +121,7 @@ async def logout(request: Request, _: EmptyBody | None = None) -> Response:
     else:
         if claims.client_id == FIRST_PARTY.client_id:  # as at /revoke, another client's session is not ours to end
             await end_session(runtime, claims, Reason.LOGOUT, by=actor_of(request))
-    answer = Response(status_code=204)
+    answer = Response(status_code=204, headers={"Clear-Site-Data": _LEFT_BEHIND})
     _clear_cookie(answer, runtime.settings)
     return answer
 
@@ -146,12 +150,12 @@ def _answer(runtime: Runtime, issued: IssuedTokens) -> JSONResponse:
         path="/",
         secure=runtime.settings.secure_cookies,
         httponly=True,
-        samesite="strict",
+        samesite=_SAME_SITE,
     )
     return answer
 
 
 def _clear_cookie(answer: Response, settings: Settings) -> None:
     answer.delete_cookie(
-        cookie_name(settings), path="/", secure=settings.secure_cookies, httponly=True, samesite="strict"
+        cookie_name(settings), path="/", secure=settings.secure_cookies, httponly=True, samesite=_SAME_SITE
     )

@@ -53,14 +53,14 @@ class ServerMetadata(BaseModel):
     token_endpoint_auth_methods_supported: list[str]
     revocation_endpoint_auth_methods_supported: list[str]
     introspection_endpoint_auth_methods_supported: list[str]
-    service_documentation: str
+    service_documentation: Annotated[str, Field("")]
 
 
 class Root(BaseModel):
     issuer: str
     jwks_uri: str
     metadata: str
-    docs: str
+    docs: Annotated[str, Field("")]
 
 
 @router.get("/.well-known/jwks.json", response_model=PublicKeys, responses=NOT_MODIFIED)
@@ -85,7 +85,7 @@ def _answers(document: JwksDocument) -> tuple[Response, Response]:
 def authorization_server(request: Request) -> JSONResponse:
     """What this server offers and where (RFC 8414)."""
     runtime = runtime_of(request)
-    issuer = runtime.settings.issuer_url
+    issuer, described = runtime.settings.issuer_url, runtime.settings.docs == "on"
     body: dict[str, Any] = {
         "issuer": issuer,
         "token_endpoint": f"{issuer}/token",
@@ -99,7 +99,7 @@ def authorization_server(request: Request) -> JSONResponse:
         "token_endpoint_auth_methods_supported": ["none", *_BY_SECRET],
         "revocation_endpoint_auth_methods_supported": ["none", *_BY_SECRET],
         "introspection_endpoint_auth_methods_supported": _BY_SECRET,
-        "service_documentation": f"{issuer}/docs",
+        **({"service_documentation": f"{issuer}/docs"} if described else {}),
     }
     return JSONResponse(body, headers={"Cache-Control": f"public, max-age={_MAX_AGE}", **FOR_EVERYONE})
 
@@ -108,13 +108,14 @@ def authorization_server(request: Request) -> JSONResponse:
 @public
 def root(request: Request) -> JSONResponse:
     """Where to go from here."""
-    issuer = runtime_of(request).settings.issuer_url
+    settings = runtime_of(request).settings
+    issuer = settings.issuer_url
     return JSONResponse(
         {
             "issuer": issuer,
             "jwks_uri": f"{issuer}/.well-known/jwks.json",
             "metadata": f"{issuer}/.well-known/oauth-authorization-server",
-            "docs": f"{issuer}/docs",
+            **({"docs": f"{issuer}/docs"} if settings.docs == "on" else {}),
         }
     )
 

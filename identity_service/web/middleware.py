@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from http import HTTPStatus
 from itertools import count
 from typing import TypeAlias
 
@@ -20,14 +19,17 @@ from starlette.types import Message, Receive, Scope, Send
 
 from identity_service import audit
 from identity_service.metrics import Metrics
+from identity_service.web import problems
 from identity_service.web.direct import DirectRoute
-from identity_service.web.problems import MEDIA_TYPE
+from identity_service.web.problems import MEDIA_TYPE, Refusal
 from identity_service.web.protocol import write_whole
 from identity_service.web.proxies import TrustedProxies
 
 log = logging.getLogger("identity_service.request")
 
 MAX_BODY = 64 * 1024
+MAX_DISCARDED = 32 * 1024 * 1024
+"""Of a body that is too large, so much is read and thrown away while whoever sends it is told."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _CONTROLS = re.compile("[\x00-\x1f\x7f]")
@@ -69,8 +71,6 @@ class EdgePolicy:
 
 
 RawHeader: TypeAlias = tuple[bytes, bytes]
-Refusal: TypeAlias = tuple[int, str, str]
-"""Status, code and detail."""
 
 
 class Edge:
@@ -111,8 +111,7 @@ class Edge:
         except Exception:
             log.exception("request.failed", extra={"request_id": scope["identity.request_id"], "path": scope["path"]})
             if not answer.begun:
-                failure = (500, "internal_error", "Something went wrong here; the request id finds it in the log.")
-                await _send_problem(answer.send, *failure, scope["identity.request_id"])
+                await _send_problem(answer.send, *problems.FAILED, scope["identity.request_id"])
         finally:
             audit.listener.reset(listening)
             self._closed(scope, answer.status, time.perf_counter() - started)
@@ -145,7 +144,7 @@ class Edge:
             client: address and port of whoever sent it.
         """
         request_id, status, code = self._next_id(), 400, "bad_request"
-        body = _problem(status, code, detail, request_id)
+        body = json.dumps(problems.document(status, code, detail, request_id)).encode()
         own = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), request_id.encode())
         facts = {"request_id": request_id, "status": status, "client": client and client[0]}
         log.info("request", extra=facts | {"error": code, "detail": detail})
@@ -180,11 +179,11 @@ class Edge:
         """Refuse what must not reach a route, answer preflights, and pass everything else on."""
         headers = scope["identity.headers"]
         if refusal := self._refuse(scope, headers):
-            await _turn_away(scope, answer.send, refusal)
+            await _turn_away(scope, answer.send, refusal, receive)
         elif scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-            await self._preflight(scope, answer.send, headers.get(b"origin", b"").decode("latin-1"))
+            await self._preflight(scope, receive, answer.send, headers.get(b"origin", b"").decode("latin-1"))
         elif (body := await _whole_body(headers, receive)) is None:
-            await _turn_away(scope, answer.send, _TOO_LARGE)
+            await _turn_away(scope, answer.send, _TOO_LARGE, receive)
         elif (route := self._direct.get((scope["method"], scope["path"]))) is None:
             await self._app(scope, body, answer.send)
         else:
@@ -198,7 +197,7 @@ class Edge:
         if _CONTROLS.search(path) or b"%2f" in scope.get("raw_path", b"").lower():
             # A route's pattern would take a line break at the end of a path for its end, and a slash that was encoded
             # into an id for one that begins another route.
-            return 404, "not_found", "There is nothing at this path."
+            return problems.NOT_FOUND
         if path not in _PROBES and not self._is_for_us(scope, headers):
             return 400, "unknown_host", "This host name is not served here; see IDENTITY_ALLOWED_HOSTS."
         length = headers.get(b"content-length", b"0")
@@ -231,9 +230,9 @@ class Edge:
         cookie = found[0].decode("latin-1") if len(found) == 1 else ""
         return {"headers": [pair for pair in scope["headers"] if pair[0] != b"cookie"], "identity.cookie": cookie}
 
-    async def _preflight(self, scope: Scope, send: Send, origin: str) -> None:
+    async def _preflight(self, scope: Scope, receive: Receive, send: Send, origin: str) -> None:
         if origin not in self._policy.origins:
-            await _turn_away(scope, send, _FOREIGN)
+            await _turn_away(scope, send, problems.FOREIGN, receive)
             return
         headers = {
             "Access-Control-Allow-Methods": _ALLOWED_METHODS,
@@ -345,7 +344,6 @@ class _Answer:
 
 
 _PROBLEM = ((b"content-type", MEDIA_TYPE.encode()),)
-_FOREIGN = (403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")
 _TOO_LARGE = (413, "body_too_large", f"The body must have at most {MAX_BODY} bytes.")
 
 
@@ -378,32 +376,28 @@ def _already(message: Message, receive: Receive) -> Receive:
     return replay
 
 
-async def _turn_away(scope: Scope, send: Send, refusal: Refusal) -> None:
+async def _turn_away(scope: Scope, send: Send, refusal: Refusal, receive: Receive) -> None:
     """Refuse a request that no route sees, and leave the reason for its line in the log."""
     _, scope["identity.error"], scope["identity.detail"] = refusal
-    await _send_problem(send, *refusal, scope["identity.request_id"])
+    too_large = refusal is _TOO_LARGE
+    await _send_problem(send, *refusal, scope["identity.request_id"], more=too_large)
+    if too_large:
+        # A connection that is closed while more arrives is reset, and the answer lost on its way (RFC 9112 9.6).
+        left = MAX_DISCARDED
+        while left > 0 and (message := await receive()).get("more_body", False):
+            left -= len(message["body"])
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _send_problem(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
-    body = _problem(status, code, detail, request_id)
+async def _send_problem(
+    send: Send, status: int, code: str, detail: str, request_id: str, *, more: bool = False
+) -> None:
+    body = json.dumps(problems.document(status, code, detail, request_id)).encode()
     headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body))}
     if status == 413:
         headers["Connection"] = "close"
     await _start(send, status, headers)
-    await send({"type": "http.response.body", "body": body})
-
-
-def _problem(status: int, code: str, detail: str, request_id: str) -> bytes:
-    """Render a problem document (RFC 9457) without the framework."""
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "code": code,
-        "detail": detail,
-        "request_id": request_id,
-    }
-    return json.dumps(body).encode()
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:

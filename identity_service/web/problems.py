@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -85,10 +85,14 @@ SIGNED_IN = ("authentication_required", "invalid_request", errors.TokenRejected,
 ADMINISTERED = (*SIGNED_IN, "insufficient_user_authentication", "insufficient_scope", "validation_failed")
 """What every route of the administration can refuse."""
 
-_HTTP = {
-    404: ("not_found", "There is nothing at this path."),
-    405: ("method_not_allowed", "This path does not answer that method; see the Allow header."),
-}
+Refusal: TypeAlias = tuple[int, str, str]
+"""Status, code and detail."""
+
+NOT_FOUND: Refusal = (404, "not_found", "There is nothing at this path.")
+WRONG_METHOD: Refusal = (405, "method_not_allowed", "This path does not answer that method; see the Allow header.")
+FOREIGN: Refusal = (403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")
+FAILED: Refusal = (500, "internal_error", "Something went wrong here; the request id finds it in the log.")
+_HTTP = {status: (code, detail) for status, code, detail in (NOT_FOUND, WRONG_METHOD)}
 
 
 class BadRequest(HTTPException):
@@ -103,14 +107,20 @@ def problem(
     request: Request, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
 ) -> JSONResponse:
     """Render a problem document. `code` is stable; programs should look at nothing else."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
-    request_id = request.scope.get("identity.request_id")
-    return JSONResponse(
-        body | {"request_id": request_id} | more,
-        status,
-        {"Cache-Control": "no-store", **(headers or {})},
-        MEDIA_TYPE,
-    )
+    body = document(status, code, detail, request.scope.get("identity.request_id", "")) | more
+    return JSONResponse(body, status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
+
+
+def document(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:
+    """Return the members that every problem document has (RFC 9457)."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": request_id,
+    }
 
 
 def refusals(*refused: type[IdentityError] | str) -> dict[int | str, dict[str, Any]]:
@@ -192,8 +202,7 @@ def install(app: FastAPI) -> None:
 
 def failed(request: Request, _: Exception) -> JSONResponse:
     """Render what nobody expected. The log has it, under the request's id."""
-    text = "Something went wrong here; the request id finds it in the log."
-    return problem(request, 500, "internal_error", text)
+    return problem(request, *FAILED)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:

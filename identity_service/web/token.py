@@ -45,7 +45,10 @@ async def token(request: Request) -> Response:
     runtime = runtime_of(request)
     form = await oauth.read_form(request)
     grant_type = oauth.require(form, "grant_type")
-    client = await oauth.identify_client(request, form)
+    identify = oauth.identify_client
+    if grant_type == "client_credentials":  # only confidential clients have any (RFC 6749 4.4)
+        identify = oauth.identify_confidential_client
+    client = await identify(request, form)
     grant = offered_grants(runtime).get(grant_type)
     if grant is None:
         raise GrantNotOffered

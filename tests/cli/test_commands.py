@@ -260,7 +260,7 @@ def test_an_unknown_role_exits_with_three_and_makes_no_account(command: Command,
 
 
 def test_roles_create_show_list_set_delete(command: Command):
-    created = command("roles", "create", "clerk", "--scope", "orders:read orders:write", "--json")
+    created = command("roles", "create", "clerk", "--scope", "orders:read", "--scope", "orders:write", "--json")
     assert created.code == 0
     clerk = json.loads(created.out)
     assert datetime.fromisoformat(clerk["created_at"]).tzinfo is not None
@@ -330,7 +330,9 @@ def test_what_cannot_be_done_with_a_role_has_its_exit_code(command: Command, arg
 
 
 def test_clients_create_prints_the_secret_once(command: Command):
-    made = command("clients", "create", "robot", "--grant", "client_credentials", "--scope", "a b", "--json")
+    made = command(
+        "clients", "create", "robot", "--grant", "client_credentials", "--scope", "a", "--scope", "b", "--json"
+    )
     assert made.code == 0
     client = json.loads(made.out)
     secret = client.pop("client_secret")

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -79,12 +81,39 @@ def test_one_scrape_tells_what_all_processes_did(serve: StartService, bind: str,
     assert [value for name, value in seen.items() if name.startswith("identity_build_info{")] == [1]
     assert service.get("/metrics").status_code == 404
     assert httpx2.get(f"http://{bind}/token", timeout=10).status_code == 404
-    for path, status in (("/metrics", 200), ("/", 404)):
-        answer = httpx2.get(f"http://{bind}{path}", timeout=10)
+    refused = {405: ("method_not_allowed", "GET, HEAD"), 404: ("not_found", None)}
+    for method, path, status in (
+        ("GET", "/metrics", 200),
+        ("HEAD", "/metrics", 200),
+        ("GET", "/", 404),
+        ("POST", "/metrics", 405),
+        ("FOO", "/metrics", 405),
+    ):
+        answer = httpx2.request(method, f"http://{bind}{path}", timeout=10)
         assert answer.status_code == status
+        if status in refused:
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert (answer.json()["code"], answer.headers.get("allow")) == refused[status]
+            assert answer.json()["request_id"] == answer.headers["x-request-id"]
+        elif method == "HEAD":
+            assert answer.content == b""
+            assert int(answer.headers["content-length"]) > 1000
         assert answer.headers["x-request-id"]
         assert {name: answer.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
         assert "server" not in answer.headers
+
+
+def test_what_is_no_request_is_refused_by_the_scraped_address_too(serve: StartService, bind: str):
+    serve(IDENTITY_METRICS_BIND=bind)
+    host, _, port = bind.rpartition(":")
+    for nonsense in (b"\x16\x03\x01\r\n\r\n", b"GET /metrics HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 70_000 + b"\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(nonsense)
+            answer = b""
+            with suppress(ConnectionError):
+                while part := connection.recv(65536):
+                    answer += part
+        assert b'"code": "bad_request"' in answer
 
 
 def test_nothing_in_a_scrape_names_who_asked(serve: StartService, bind: str):

@@ -205,7 +205,7 @@ def test_the_server_itself_believes_no_proxy_either(serve: StartService):
 def test_an_unknown_setting_is_a_warning_and_no_more(serve: StartService):
     service = serve(IDENTITY_ACESS_LIFETIME="60")
     _, err = service.stop()
-    assert "Did you mean IDENTITY_ACCESS_LIFETIME?" in err
+    assert "The nearest is IDENTITY_ACCESS_LIFETIME." in err
 
 
 def test_without_the_schema_it_starts_and_is_not_ready_until_someone_migrates(serve: StartService, new_database):

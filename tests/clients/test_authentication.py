@@ -191,10 +191,10 @@ async def test_a_client_that_is_built_in_costs_no_query(api, alice):
     async with api.database.connection() as db:
         await db.execute("ALTER TABLE clients RENAME TO hidden")
     try:
-        asked = [await api.token(grant_type="client_credentials"), await api.token(grant_type="x")]
+        asked = [await api.token(grant_type=name) for name in ("client_credentials", "password", "x")]
     finally:
         await api.scalar("ALTER TABLE hidden RENAME TO clients")
-    assert [answer.status_code for answer in asked] == [400, 400]
+    assert [answer.status_code for answer in asked] == [401, 400, 400]
     assert (await api.refresh(token)).status_code == 200
 
 

@@ -152,10 +152,12 @@ async def test_a_grant_that_the_client_was_not_given_is_unauthorized(api, alice,
     assert (await api.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_the_built_in_client_gets_no_token_for_itself(api):
+async def test_who_proves_nothing_gets_no_token_for_itself(api):
+    """RFC 6749 4.4: the built-in client cannot, and nobody else was named."""
     for form in ({}, {"client_id": "first-party"}):
         answer = await api.token(grant_type="client_credentials", **form)
-        assert (answer.status_code, answer.json()["error"]) == (400, "unauthorized_client")
+        assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
+        assert "www-authenticate" not in answer.headers
 
 
 async def test_an_unknown_grant_type_is_unsupported_for_every_client(robot):

@@ -291,8 +291,8 @@ def readable_by_group(folder: Path) -> None:
     next(folder.glob("*.pem")).chmod(0o640)
 
 
-def folder_writable_by_others(folder: Path) -> None:
-    folder.chmod(0o777)
+def folder_open_to_others(folder: Path) -> None:
+    folder.chmod(0o705)
 
 
 def ring_writable_by_others(folder: Path) -> None:
@@ -331,7 +331,7 @@ def ring_is_a_folder(folder: Path) -> None:
         (newer_version, "newer version"),
         (swapped_halves, "does not hold the key"),
         (readable_by_group, "chmod 600"),
-        (folder_writable_by_others, "chmod 700"),
+        (folder_open_to_others, "chmod 700"),
         (ring_writable_by_others, "chmod 600"),
         (half_a_pem, "cannot be parsed"),
         (another_kind_of_key, "not an RSA key"),

@@ -114,7 +114,7 @@ REFUSALS: dict[str, tuple[Wrong, str]] = {
     "F10_a_megabyte": (lambda i: "A" * 1_000_000, "malformed"),
     "F10_a_long_header": (lambda i: raw_header(i, header(i, kid="k" * 1500)), "malformed"),
     # RS-1, F1 to F6, F15: the header
-    "F15_alg_none": (lambda i: f"{b64({'alg': 'none', 'typ': 'at+jwt'})}.{b64(payload(i))}.", "malformed"),
+    "F15_alg_none": (lambda i: f"{b64({'alg': 'none', 'typ': 'at+jwt'})}.{b64(payload(i))}.", "wrong_algorithm"),
     "F15_alg_none_signed": (lambda i: raw_header(i, header(i, alg="none")), "wrong_algorithm"),
     "F15_alg_None": (lambda i: raw_header(i, header(i, alg="None")), "wrong_algorithm"),
     "F15_alg_nOnE": (lambda i: raw_header(i, header(i, alg="nOnE")), "wrong_algorithm"),

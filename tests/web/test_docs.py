@@ -11,6 +11,7 @@ from urllib.parse import urljoin
 import pytest
 
 from tests.conftest import ISSUER, PASSWORD, Api, bearer
+from tests.web.answers import problem, seen
 from tests.web.test_admin import ADMIN_ROUTES
 
 ASSETS = {
@@ -66,6 +67,15 @@ async def description(api: Api) -> Any:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
     return answer.json()
+
+
+async def test_the_documentation_can_be_switched_off(start_api):
+    """FPS-4: and nothing points at it."""
+    async with start_api(docs="off") as api:
+        for path in ("/docs", "/docs/start.js", "/openapi.json"):
+            assert seen(await api.http.get(path)) == problem(404, "not_found", "There is nothing at this path.")
+        for path in ("/", "/.well-known/oauth-authorization-server"):
+            assert "/docs" not in (await api.http.get(path)).text
 
 
 # The page

@@ -14,7 +14,7 @@ from tests.web.answers import problem, seen
 COOKIE = "__Host-identity-refresh"
 APP = "https://app.example.com"
 FOURTEEN_DAYS = 14 * 24 * 3600
-ATTRIBUTES = {"HttpOnly", "SameSite=strict", "Path=/", "Secure"}
+ATTRIBUTES = {"HttpOnly", "SameSite=Strict", "Path=/", "Secure"}
 
 WRONG_LOGIN = problem(401, "invalid_credentials", "The username or the password is wrong.")
 ENDED = problem(401, "session_ended", "The session has ended; log in again.")
@@ -382,6 +382,7 @@ async def test_logging_out_ends_the_session_in_every_way(api, alice):
     answer = await post(api, "/logout", cookie=cookie)
     assert (answer.status_code, answer.content) == (204, b"")
     assert is_cleared(answer)
+    assert answer.headers["clear-site-data"] == '"storage"'
     assert seen(await api.me(token)) == TOKEN_REVOKED
     assert seen(await post(api, "/refresh", cookie=cookie)) == ENDED
     assert (await api.refresh(cookie)).json() == {

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -20,11 +21,13 @@ from starlette.responses import PlainTextResponse
 from identity_service.app import edge_of
 from identity_service.cli.serve import _config
 from identity_service.errors import KeysUnavailable
+from identity_service.web import middleware
 from identity_service.web.direct import DirectRoute
 from identity_service.web.protocol import MAX_HEAD, BoundedProtocol
 from tests.conftest import ISSUER, Api
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
 
 
 class Impatient(BoundedProtocol):
@@ -260,7 +263,8 @@ async def test_an_answer_is_the_same_written_whole_or_in_parts(api, served, meth
 
 
 NO_REQUESTS = {
-    b"FOO / HTTP/1.1\r\nHost: localhost\r\n\r\n": "This is not HTTP/1.1 as it has to be.",
+    b"FOO / HTTP/9.9\r\nHost: localhost\r\n\r\n": "This is not HTTP/1.1 as it has to be.",
+    b"F(O) / HTTP/1.1\r\nHost: localhost\r\n\r\n": "This is not HTTP/1.1 as it has to be.",
     b"GET /\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n": (
         "This is not HTTP/1.1 as it has to be."
     ),
@@ -298,6 +302,85 @@ async def test_what_cannot_be_read_as_a_request_is_refused_like_any_other(served
         "detail": NO_REQUESTS[data],
         "request_id": headers["x-request-id"],
     }
+
+
+async def test_a_method_that_nobody_knows_is_a_wrong_one_like_any_other(api, served, caplog):
+    """FPS-4, on the same connection before and after requests that are answered."""
+    statuses = []
+    with caplog.at_level(logging.INFO, "identity_service.request"):
+        for method in ("FOO", "GET", "X" * 32, "TRACE", "FOO"):
+            answer = await served.request(method, "/", content=b"a body" if method == "FOO" else b"")
+            statuses.append((answer.status_code, answer.headers.get("allow"), answer.json().get("code")))
+    refused = (405, "GET, HEAD", "method_not_allowed")
+    assert statuses == [refused, (200, None, None), refused, refused, refused]
+    lines = [record for record in caplog.records if record.name == "identity_service.request"]
+    assert [line.method for line in lines[:3]] == ["FOO", "GET", "X" * 32]
+    labels = {"method": "other", "route": "/", "status": "405"}
+    registry = api.app.state.metrics.registry
+    assert registry.get_sample_value("http_server_request_duration_seconds_count", labels) == 4
+    assert (await served.request("FOO", "/nowhere")).status_code == 404
+    assert (await served.request("FOO", "/users/me")).headers["allow"] == "DELETE, GET, HEAD, PATCH"
+    lower_case = await asyncio.to_thread(talk, served.base_url.port, GET.replace(b"GET", b"get"))
+    assert lower_case.startswith(b"HTTP/1.1 405 ")
+
+
+@pytest.mark.parametrize(
+    ("parts", "statuses"),
+    [
+        ([GET + b"FOO / HTTP/1.1\r\nHost: localhost\r\n\r\n"], [b"200", b"400"]),
+        ([POST + b"Content-Length: 8\r\n\r\n", b"FOO / aaFOO / HTTP/1.1\r\n\r\n"], [b"405", b"400"]),
+        ([GET[:-2] + b"X: ", b"FOO / HTTP/1.1\r\n\r\nFOO / HTTP/1.1\r\n\r\n"], [b"200", b"400"]),
+        ([b"FO", b"O / HTTP/1.1\r\nHost: localhost\r\n\r\n"], [b"400"]),
+        ([b"x" * 33 + b" / HTTP/1.1\r\nHost: localhost\r\n\r\n"], [b"400"]),
+    ],
+    ids=["after another in one piece", "after a body like one", "after a header like one", "in parts", "too long"],
+)
+async def test_only_what_a_request_begins_with_is_read_again(served, parts, statuses):
+    """Or what a client sends in a body or a header would be run as a request."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.base_url.port)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0.1)
+    answers = await reader.read()
+    writer.close()
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answers) == statuses
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 10000000", "Transfer-Encoding: chunked"])
+async def test_who_sends_far_too_much_hears_of_it(served, framing):
+    """F60: also those who read no answer before they have sent everything. A reset would take it from them."""
+
+    def send() -> bytes:
+        body = b"x" * 10_000_000
+        with socket.create_connection(("127.0.0.1", served.base_url.port), timeout=30) as connection:
+            connection.sendall(f"POST /login HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode())
+            chunked = "chunked" in framing
+            connection.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+            return answer
+
+    answer = await asyncio.to_thread(send)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    assert answer.endswith(b"}")
+
+
+async def test_what_is_too_large_without_an_end_ends(served, monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_DISCARDED", 1_000_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.base_url.port)
+    writer.write(b"POST /login HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(b"20000\r\n" + b"x" * 131072 + b"\r\n")
+    assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 413 ")
+    sent = 131072
+    with suppress(ConnectionError):
+        while sent < 100_000_000:
+            writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+            await writer.drain()
+            sent += 65536
+    writer.close()
+    assert 1_000_000 <= sent < 100_000_000
 
 
 async def test_an_answer_that_is_written_whole_is_counted_and_timed(api, served, caplog):
