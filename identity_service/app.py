@@ -77,6 +77,8 @@ LOOK_SECONDS = 0.5
 MEASURE_SECONDS = 2.0
 YOUNG_OBJECTS = 3_000
 LISTEN_AGAIN_SECONDS = 1.0
+AGAIN_SECONDS = 1.0
+"""After housekeeping that could not be done."""
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -237,11 +239,11 @@ async def _repeating(what: str, seconds: float, work: Callable[[], Awaitable[Non
                 level = logging.DEBUG if error.detail == waits_for else logging.WARNING
                 waits_for = error.detail
                 log.log(level, "housekeeping.waits", extra={"what": what, "detail": error.detail})
-                await asyncio.sleep(1)
+                await asyncio.sleep(AGAIN_SECONDS)
             except Exception:
                 # Housekeeping outlives whatever it stumbles over.
                 log.exception("housekeeping.failed", extra={"what": what})
-                await asyncio.sleep(1)
+                await asyncio.sleep(AGAIN_SECONDS)
             else:
                 waits_for = ""
             await asyncio.sleep(seconds)

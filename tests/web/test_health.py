@@ -11,8 +11,10 @@ import asyncpg
 import httpx2
 import pytest
 
+from identity_service.app import _repeating
 from identity_service.cli.migrate import upgrade
 from identity_service.database import Connection
+from identity_service.errors import DatabaseUnavailable
 from tests.conftest import PASSWORD, Api, StartApi, bearer
 from tests.web.answers import problem, seen
 
@@ -308,3 +310,22 @@ async def test_a_database_that_only_reads_is_one_to_come_back_for(start_api: Sta
             await api.http.post("/revoke", data={"token": tokens["refresh_token"]}),
         ):
             assert (answer.status_code, answer.json()) == (503, OAUTH_ERROR)
+
+
+async def test_housekeeping_that_cannot_go_on_says_why_once_until_it_can(monkeypatch, caplog):
+    """What lasts, such as a privilege that is missing, must be heard of, and must not fill the log."""
+    reasons = iter(["no privilege", "no privilege", "gone", "", "gone"])
+    done = asyncio.Event()
+
+    async def work() -> None:
+        reason = next(reasons, None)
+        if reason is None:
+            done.set()
+        elif reason:
+            raise DatabaseUnavailable(detail=reason)
+
+    monkeypatch.setattr("identity_service.app.AGAIN_SECONDS", 0)
+    async with _repeating("pruning", 0, work):
+        await asyncio.wait_for(done.wait(), 5)
+    told = [(record.levelname, record.what, record.detail) for record in caplog.records]
+    assert told == [("WARNING", "pruning", detail) for detail in ("no privilege", "gone", "gone")]
