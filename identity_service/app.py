@@ -90,7 +90,7 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         now: the clock of everything below.
     """
     metrics = Metrics()
-    cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
+    cost = Argon2Cost.of(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -64,6 +64,11 @@ def normalise_url(url: str) -> str:
     return scheme.partition("+")[0] + separator + rest
 
 
+def affected(status: str) -> int:
+    """Return how many rows a statement inserted, updated or deleted, of what `execute` returns."""
+    return int(status.rpartition(" ")[2])
+
+
 class StatementFailed(Exception):
     """Postgres refused a statement for a reason that is a mistake of ours. Says which, but not the row it was about."""
 

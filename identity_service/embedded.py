@@ -54,7 +54,7 @@ def postgres(directory: Path, *, options: Sequence[str] = ()) -> Iterator[Embedd
         DatabaseUnavailable: the server did not start; the text names its log.
     """
     server = _Server.at(directory.absolute())
-    with _locked(server.lock_path(".start"), fcntl.LOCK_EX):
+    with _locked(server.lock_path(".start")):
         users = _open_lock(server.lock_path(".users"))
         fcntl.flock(users, fcntl.LOCK_SH)
         try:
@@ -65,7 +65,7 @@ def postgres(directory: Path, *, options: Sequence[str] = ()) -> Iterator[Embedd
     try:
         yield EmbeddedPostgres(server.url(), server.note)
     finally:
-        with _locked(server.lock_path(".start"), fcntl.LOCK_EX):
+        with _locked(server.lock_path(".start")):
             if _is_last(users):
                 server.stop()
             os.close(users)
@@ -222,10 +222,10 @@ def _open_lock(path: Path) -> int:
 
 
 @contextmanager
-def _locked(path: Path, kind: int) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     lock = _open_lock(path)
     try:
-        fcntl.flock(lock, kind)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)

@@ -295,7 +295,8 @@ def load(environ: Mapping[str, str] | None = None) -> Loaded:
             if environ.get(name, "").strip()
         ]
         if not found:
-            _refuse_blank_secret(field, environ)
+            if field == "keys_passphrase":
+                _refuse_blank_secret(field, environ)
             continue
         if len({_read(name, value) for name, value in found}) > 1:
             raise ConfigurationError(f"{found[0][0]} and {found[1][0]} are both set and differ; keep one of them.")
@@ -312,7 +313,7 @@ def load(environ: Mapping[str, str] | None = None) -> Loaded:
 def _refuse_blank_secret(field: str, environ: Mapping[str, str]) -> None:
     """A passphrase that was meant to be there and is not would leave keys in clear, and nobody would notice."""
     for name in (PREFIX + field.upper(), f"{PREFIX}{field.upper()}_FILE"):
-        if field == "keys_passphrase" and name in environ:
+        if name in environ:
             raise ConfigurationError(f"{name} is set but empty; give it a value or remove it.")
 
 

@@ -18,6 +18,8 @@ from typing import Any
 from argon2.exceptions import HashingError
 from argon2.low_level import ARGON2_VERSION, Type, core, error_to_str, ffi
 
+from identity_service.settings import Settings
+
 SALT_BYTES = 16
 _DIGEST_BYTES = 32
 _HUGE_PAGE = 2 << 20
@@ -31,6 +33,10 @@ class Argon2Cost:
     memory_kib: int
     time_cost: int
     parallelism: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Argon2Cost":
+        return cls(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
 
 
 class Argon2id:

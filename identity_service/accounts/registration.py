@@ -24,7 +24,6 @@ from identity_service.sessions import lifecycle
 from identity_service.sessions import store as sessions
 
 USERNAME_MAX_LENGTH = 254
-NO_PASSWORD = "!"  # noqa: S105 - in the place of a hash; no password matches it
 # Joiners, and a second dot on letters that have one: nothing that anybody sees.
 _INVISIBLE = re.compile("[\u200c\u200d]|[ij\u0456\u0458]\u0307")
 _profile = get_profile("UsernameCaseMapped")
@@ -159,7 +158,7 @@ async def register(
 
     Args:
         username, email: normalised.
-        password_hash: `NO_PASSWORD` for an account that nobody can log in to until its password was reset.
+        password_hash: `formats.UNUSABLE` for an account that nobody can log in to until its password was reset.
 
     Raises:
         RoleNotFound: one of the roles does not exist; the detail names it.

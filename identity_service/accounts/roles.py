@@ -29,7 +29,8 @@ from identity_service.revocation.revoking import Reason
 from identity_service.sessions import lifecycle
 
 ADMIN = "admin"
-BUILT_IN: dict[str, Role] = {ADMIN: Role(ADMIN, ("identity:admin",), None)}
+ADMIN_SCOPE = f"{scopes.RESERVED}admin"
+BUILT_IN: dict[str, Role] = {ADMIN: Role(ADMIN, (ADMIN_SCOPE,), None)}
 
 # A role is named in URLs, in shells and in lists separated by spaces.
 _ROLE_NAME = re.compile(r"[a-z][a-z0-9_.:-]{0,63}", re.ASCII)
@@ -233,7 +234,7 @@ class OfferedScopes:
         self.names: tuple[str, ...] = ()
         self._take_up(BUILT_IN.values(), ())
 
-    async def look(self, db: Connection, *, of_clients: Iterable[str] = ()) -> None:
+    async def look(self, db: Connection, *, of_clients: Iterable[str]) -> None:
         """Take up what there is now; `of_clients` are the scopes that clients have for themselves."""
         self._take_up(await list_all(db), of_clients)
 

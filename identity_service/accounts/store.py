@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from identity_service.accounts import Credentials, Role, User
-from identity_service.database import Connection, Record
+from identity_service.database import Connection, Record, affected
 from identity_service.errors import UsernameTaken
 from identity_service.sessions.store import _OF_WELCOME_CLIENT
 from identity_service.throttling import Attempt
@@ -368,7 +368,7 @@ async def delete_reset(db: Connection, user_id: UUID) -> None:
 
 
 async def delete_expired_resets(db: Connection, *, now: datetime, limit: int) -> int:
-    return int((await db.execute(DELETE_EXPIRED_RESETS, now, limit)).rpartition(" ")[2])
+    return affected(await db.execute(DELETE_EXPIRED_RESETS, now, limit))
 
 
 async def stage(db: Connection, users: Iterable[StagedUser]) -> None:
@@ -408,7 +408,7 @@ def staged_with_roles() -> str:
 
 async def insert_staged(db: Connection) -> int:
     """Make users of those that were staged, unless somebody was faster; return how many."""
-    return int((await db.execute(_INSERT_STAGED, timeout=_HOURS)).rpartition(" ")[2])
+    return affected(await db.execute(_INSERT_STAGED, timeout=_HOURS))
 
 
 async def stream(db: Connection) -> AsyncIterator[tuple[User, str]]:

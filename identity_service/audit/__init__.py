@@ -1,8 +1,8 @@
 """What happened: who did what to whom, from where, and what came of it. Append-only.
 
-`record` is called within the transaction that does what it records, by the rule that does it; `list_events` reads.
-`chain` links what was committed by hashes, so that a change of the past shows. Logs are something else: they may be
-lost.
+`record` is called within the transaction that does what it records, by the rule that does it; `list_events` reads
+`events`. `chain` links what was committed by hashes, so that a change of the past shows. Logs are something else: they
+may be lost.
 """
 
 import json
@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from identity_service.audit import store
@@ -82,11 +82,14 @@ class Actor(NamedTuple):
         return self._replace(kind="client", id=client_id, client_id=client_id)
 
 
+SubjectKind: TypeAlias = Literal["user", "client", "role", "key"]
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """Who or what it was done to."""
 
-    kind: Literal["user", "client", "role", "session", "key"]
+    kind: SubjectKind
     id: str
 
 
@@ -162,7 +165,7 @@ def tell(entry: Entry, times: int = 1) -> None:
 async def record_each(
     db: Connection,
     event: Event,
-    kind: Literal["user", "client", "role", "session", "key"],
+    kind: SubjectKind,
     selected: str,
     *,
     by: Actor,
@@ -174,22 +177,9 @@ async def record_each(
         kind: of the subjects.
         selected: a query without parameters that returns `subject_id` (text) and `details` (jsonb) of each.
     """
-    count = await store.insert_each(
-        db,
-        selected,
-        occurred_at=now,
-        event=event.value,
-        subject_kind=kind,
-        actor_kind=by.kind,
-        actor_id=by.id,
-        client_id=by.client_id,
-        session_id=by.session_id,
-        address=by.address,
-        user_agent=by.user_agent,
-        request_id=by.request_id,
-    )
-    if count and (tell := listener.get()) is not None:
-        tell(event, "success", None, count)
+    entry = entry_of(event, None, by=by, now=now)._replace(subject_kind=kind)
+    if count := await store.insert_each(db, selected, by.session_id, entry):
+        tell(entry, count)
 
 
 async def list_events(

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from identity_service.audit.events import Chained, ChainState, EventFilter, RecordedEvent
-from identity_service.database import Connection, Record
+from identity_service.database import Connection, Record, affected
 
 _EVENT = """
     id, occurred_at, event, outcome, reason, actor_kind, actor_id, subject_kind, subject_id, client_id, session_id,
@@ -57,12 +57,6 @@ def insert_from(source: str, *, first: int) -> str:
 
 
 INSERT = insert_from("unnest($1::uuid[]) AS given (session_id)", first=2)
-_INSERT_EACH = """
-    INSERT INTO audit_events
-        (occurred_at, event, outcome, actor_kind, actor_id, subject_kind, client_id, session_id, address, user_agent,
-         request_id, subject_id, details)
-    SELECT $1, $2, 'success', $3, $4, $5, $6, $7::uuid, $8, $9, $10, subject_id, details
-"""
 _HOURS = 24 * 3600.0
 LIST = f"""
     SELECT {_EVENT} FROM audit_events
@@ -99,37 +93,15 @@ async def insert(db: Connection, session_ids: Sequence[UUID | None], entry: Entr
     await db.execute(INSERT, list(session_ids), *entry)
 
 
-async def insert_each(
-    db: Connection,
-    selected: str,
-    *,
-    occurred_at: datetime,
-    event: str,
-    actor_kind: str,
-    actor_id: str | None,
-    subject_kind: str,
-    client_id: str | None,
-    session_id: UUID | None,
-    address: str | None,
-    user_agent: str | None,
-    request_id: str | None,
-) -> int:
-    """Insert an event for each row of a query; return how many."""
-    inserted = await db.execute(
-        f"{_INSERT_EACH} FROM ({selected}) AS selected",
-        occurred_at,
-        event,
-        actor_kind,
-        actor_id,
-        subject_kind,
-        client_id,
-        session_id,
-        address,
-        user_agent,
-        request_id,
-        timeout=_HOURS,
-    )
-    return int(inserted.rpartition(" ")[2])
+async def insert_each(db: Connection, selected: str, session_id: UUID | None, entry: Entry) -> int:
+    """Insert an event for each row of a query, with the row's subject and details; return how many."""
+    given = {name: value for name, value in entry._asdict().items() if name not in {"subject_id", "details"}}
+    values = ", ".join(f"${number}" for number in range(2, len(given) + 2))
+    statement = f"""
+        INSERT INTO audit_events (session_id, {", ".join(given)}, subject_id, details)
+        SELECT $1::uuid, {values}, subject_id, details FROM ({selected}) AS selected
+    """
+    return affected(await db.execute(statement, session_id, *given.values(), timeout=_HOURS))
 
 
 async def list_before(db: Connection, wanted: EventFilter, *, before_id: int | None, limit: int) -> list[RecordedEvent]:

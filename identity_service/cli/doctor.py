@@ -145,7 +145,7 @@ def password_grant(settings: Settings) -> Finding:
 
 def hashing_cost(settings: Settings) -> Finding:
     """Hash a few times with the configured cost, as logins do."""
-    cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
+    cost = Argon2Cost.of(settings)
     keep_memory(cost)
     hasher = Argon2id(cost)
     taken = []

@@ -12,7 +12,7 @@ from typing import Annotated, Any, BinaryIO, TypeAlias
 import typer
 
 from identity_service import throttling
-from identity_service.accounts import User, registration, resets, roles, transfer
+from identity_service.accounts import User, formats, registration, resets, roles, transfer
 from identity_service.accounts.argon2id import Argon2Cost
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import PasswordHashing
@@ -59,7 +59,7 @@ def create(
     async def work(db: Database, settings: Settings) -> Shown:
         name = registration.normalise_username(username)
         address = registration.normalise_email(email) if email is not None else None
-        password_hash = registration.NO_PASSWORD
+        password_hash = formats.UNUSABLE
         if password is not None:
             password_hash = await _hash(password, settings, username=name, email=address)
         now = utc_now()
@@ -339,7 +339,7 @@ def _ask_for_password() -> str:
 
 
 async def _hash(password: str, settings: Settings, *, username: str, email: str | None) -> str:
-    cost = Argon2Cost(settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism)
+    cost = Argon2Cost.of(settings)
     return await registration.hash_new_password(
         PasswordHashing(cost, threads=1),
         password,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from identity_service.clients import Client, ClientCredentials
-from identity_service.database import Connection, Record
+from identity_service.database import Connection, Record, affected
 from identity_service.revocation import Revocable
 from identity_service.sessions import CLIENT_GATES
 
@@ -181,7 +181,7 @@ async def is_live_token(db: Connection, token_id: str, client_id: str) -> bool:
 
 
 async def delete_expired_tokens(db: Connection, *, now: datetime, limit: int) -> int:
-    return int((await db.execute(DELETE_EXPIRED_TOKENS, now, limit)).rpartition(" ")[2])
+    return affected(await db.execute(DELETE_EXPIRED_TOKENS, now, limit))
 
 
 def _client(row: Record) -> Client:

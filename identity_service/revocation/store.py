@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 
-from identity_service.database import Connection
+from identity_service.database import Connection, affected
 from identity_service.revocation import CHANNEL, Revocable, RevokedIndex
 
 INSERT = f"""
@@ -74,4 +74,4 @@ async def index_range(db: Connection) -> tuple[int, int]:
 
 async def delete_expired(db: Connection, *, now: datetime, limit: int) -> int:
     """Delete rows that concern no token any more; return how many."""
-    return int((await db.execute(DELETE_EXPIRED, now, limit)).rpartition(" ")[2])
+    return affected(await db.execute(DELETE_EXPIRED, now, limit))

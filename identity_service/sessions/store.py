@@ -8,7 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from identity_service.audit.store import Entry, insert_from
-from identity_service.database import Connection, Record
+from identity_service.database import Connection, Record, affected
 from identity_service.revocation import Revocable
 from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, Claim, EndedSession, Login, Session, SessionSummary
 from identity_service.throttling import Attempt
@@ -276,7 +276,7 @@ async def keep_after_password_change(db: Connection, session_id: UUID, *, passwo
 
 
 async def delete_expired(db: Connection, *, now: datetime, limit: int) -> int:
-    return int((await db.execute(DELETE_EXPIRED, now, limit)).rpartition(" ")[2])
+    return affected(await db.execute(DELETE_EXPIRED, now, limit))
 
 
 def _session(row: Record) -> Session:

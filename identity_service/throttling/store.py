@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from identity_service.database import Connection, Record
+from identity_service.database import Connection, Record, affected
 
 _TALLY = "t.key, t.failures, t.last_failed_at, t.blocked_until"
 
@@ -98,7 +98,7 @@ async def delete(db: Connection, key: bytes) -> int:
 
 
 async def delete_expired(db: Connection, *, before: datetime, limit: int) -> int:
-    return int((await db.execute(DELETE_EXPIRED, before, limit)).rpartition(" ")[2])
+    return affected(await db.execute(DELETE_EXPIRED, before, limit))
 
 
 def tallies_of(rows: Sequence[Record]) -> dict[bytes, Tally]:

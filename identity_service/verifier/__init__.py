@@ -4,9 +4,11 @@
     claims = await verifier.verify(unverified_token)
 
 `jws` reads the envelope, `claims` the contents, `keys` holds the issuer's public keys, `revocations` follows what the
-issuer has revoked, `cache` remembers what has been verified, `verification` puts them in order. `fastapi` is the
-dependency for FastAPI applications, `testing` an issuer in memory for their tests. Nothing else of identity_service is
-imported from here: `pip install identity-service` without extras is all that this package needs.
+issuer has revoked (`events` its stream, `status_list` its lists), `cache` remembers what has been verified,
+`verification` puts them in order. `http` asks the issuer, at `addresses` that may be trusted; `rejection` is what a bad
+token ends in. `fastapi` is the dependency for FastAPI applications, `testing` an issuer in memory for their tests.
+Nothing else of identity_service is imported from here: `pip install identity-service` without extras is all that this
+package needs.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -127,22 +127,25 @@ async def show_me(caller: SignedIn) -> UserAnswer:
 @router.patch("/users/me", responses=refusals(*SIGNED_IN, *JSON_BODY, *NAMES, errors.UserNotFound))
 async def change_me(request: Request, caller: SignedIn, body: AccountChange) -> UserAnswer:
     """Change the username or the e-mail address. Roles and the like cannot be reached from here."""
+    return UserAnswer.of(await change(runtime_of(request), caller, caller.user.id, body))
+
+
+async def change(runtime: Runtime, caller: Caller, user_id: UUID, body: AccountChange) -> User:
+    """Change an account, the caller's own or, for an administrator, another's."""
     given = body.model_fields_set
     username = registration.normalise_username(body.username) if "username" in given else None
     email = registration.normalise_email(body.email) if body.email is not None else None
-    runtime = runtime_of(request)
-    user = await runtime.database.transact(
+    return await runtime.database.transact(
         lambda db: registration.update(
             db,
-            caller.user.id,
+            user_id,
             username=username,
             change_email="email" in given,
             email=email,
             by=caller.actor,
-            now=runtime.now(),
+            now=caller.now,
         )
     )
-    return UserAnswer.of(user)
 
 
 @router.put(

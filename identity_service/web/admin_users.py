@@ -8,14 +8,14 @@ from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from identity_service import errors, throttling
-from identity_service.accounts import User, registration, resets, roles
+from identity_service.accounts import User, formats, registration, resets, roles
 from identity_service.database import Connection
 from identity_service.errors import UserNotFound
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import lifecycle
 from identity_service.shell import reset_token, uuid7
 from identity_service.throttling import Standing
-from identity_service.web import paging, sessions
+from identity_service.web import accounts, paging, sessions
 from identity_service.web.accounts import NAMES, AccountChange, Email, Password, UserAnswer, Username, hash_new
 from identity_service.web.dependencies import Administrator, runtime_of
 from identity_service.web.paging import Listing, Page, PathId, Text
@@ -126,7 +126,7 @@ async def create_user(
     runtime = runtime_of(request)
     username = registration.normalise_username(body.username)
     email = registration.normalise_email(body.email) if body.email is not None else None
-    password_hash = registration.NO_PASSWORD
+    password_hash = formats.UNUSABLE
     if body.password is not None:
         password_hash = await hash_new(runtime, body.password, username=username, email=email)
     now = runtime.now()
@@ -172,21 +172,7 @@ async def change_user(
     request: Request, caller: Administrator, user_id: UserId, body: AccountChange
 ) -> AdministeredUser:
     """Change the username or the e-mail address. What is left out stays as it is."""
-    given = body.model_fields_set
-    username = registration.normalise_username(body.username) if "username" in given else None
-    email = registration.normalise_email(body.email) if body.email is not None else None
-    user = await runtime_of(request).database.transact(
-        lambda db: registration.update(
-            db,
-            user_id,
-            username=username,
-            change_email="email" in given,
-            email=email,
-            by=caller.actor,
-            now=caller.now,
-        )
-    )
-    return AdministeredUser.of(user)
+    return AdministeredUser.of(await accounts.change(runtime_of(request), caller, user_id, body))
 
 
 @router.delete(
@@ -264,11 +250,12 @@ async def list_user_sessions(
 @router.delete("/users/{user_id}/sessions", status_code=204, responses=refusals(*ADMINISTERED, errors.UserNotFound))
 async def end_user_sessions(request: Request, caller: Administrator, user_id: UserId) -> None:
     """Log a user out everywhere."""
-    async with runtime_of(request).database.connection() as db:
+
+    async def unit(db: Connection) -> None:
         await registration.find(db, user_id)
-    await runtime_of(request).database.transact(
-        lambda db: lifecycle.end_all(db, user_id, reason=Reason.REVOKED, by=caller.actor, now=caller.now)
-    )
+        await lifecycle.end_all(db, user_id, reason=Reason.REVOKED, by=caller.actor, now=caller.now)
+
+    await runtime_of(request).database.transact(unit)
 
 
 @router.delete("/sessions/{session_id}", status_code=204, responses=refusals(*ADMINISTERED, errors.SessionNotFound))

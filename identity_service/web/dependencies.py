@@ -11,6 +11,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import OAuth2PasswordBearer
 
 from identity_service.accounts import User, authentication, roles
+from identity_service.accounts.roles import ADMIN_SCOPE
 from identity_service.audit import Actor
 from identity_service.runtime import Runtime
 from identity_service.tokens import access
@@ -19,7 +20,6 @@ from identity_service.web.problems import BadRequest
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 PUBLIC = "identity_public"
-ADMIN_SCOPE = "identity:admin"
 ADMIN_MAX_AGE = timedelta(hours=12)
 _TOO_LONG_AGO = "Log in again: this takes a login of the last 12 hours."
 _USER_AGENT_LENGTH = 256
@@ -65,9 +65,7 @@ class Caller:
 
 
 # Only declares the scheme for OpenAPI, so that Swagger UI's Authorize button logs in; reading it is done below.
-_declared = OAuth2PasswordBearer(
-    tokenUrl="token", scopes={"identity:admin": "Administer this service"}, auto_error=False
-)
+_declared = OAuth2PasswordBearer(tokenUrl="token", scopes={ADMIN_SCOPE: "Administer this service"}, auto_error=False)
 
 
 async def signed_in(request: Request, _declared_token: Annotated[str | None, Depends(_declared)]) -> Caller:

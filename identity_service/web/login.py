@@ -20,7 +20,7 @@ from identity_service.tokens import refresh
 from identity_service.web import problems
 from identity_service.web.dependencies import actor_of, public, runtime_of
 from identity_service.web.problems import JSON_BODY, BadRequest, Router, refusals
-from identity_service.web.revocation import end_session
+from identity_service.web.revocation import end_session_of
 from identity_service.web.strict_json import StrictRoute, require_json
 
 _SAME_SITE: Any = "Strict"
@@ -120,7 +120,7 @@ async def logout(request: Request, _: EmptyBody | None = None) -> Response:
         pass
     else:
         if claims.client_id == FIRST_PARTY.client_id:  # as at /revoke, another client's session is not ours to end
-            await end_session(runtime, claims, Reason.LOGOUT, by=actor_of(request))
+            await end_session_of(runtime, claims, Reason.LOGOUT, by=actor_of(request))
     answer = Response(status_code=204, headers={"Clear-Site-Data": _LEFT_BEHIND})
     _clear_cookie(answer, runtime.settings)
     return answer

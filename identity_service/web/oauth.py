@@ -20,6 +20,7 @@ from identity_service.errors import IdentityError
 from identity_service.web.dependencies import actor_of, runtime_of
 from identity_service.web.direct import DirectRoute
 from identity_service.web.problems import note, refusals
+from identity_service.web.strict_json import CONTROLS
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -43,7 +44,6 @@ ERRORS: dict[type[IdentityError], str] = {
 _PLAIN_FORM = b"application/x-www-form-urlencoded"
 _FORM = re.compile(r"application/x-www-form-urlencoded(\s*;\s*charset=\"?utf-8\"?)?\s*", re.IGNORECASE | re.ASCII)
 _MOST_PARAMETERS = 32
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class InvalidRequest(Exception):
@@ -82,12 +82,12 @@ async def read_form(request: Request) -> Mapping[str, str]:
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
-        raise InvalidRequest("The body is not a form in UTF-8.") from None
+        raise InvalidRequest("The body is not a form in UTF-8, or has too many parameters.") from None
     form = dict(pairs)
     if len(form) != len(pairs):
         raise InvalidRequest("A parameter was given more than once.")
     text = "".join(chain.from_iterable(pairs))
-    if not text.isprintable() and _CONTROLS.search(text):
+    if not text.isprintable() and CONTROLS.search(text):
         raise InvalidRequest("Parameters must not contain control characters.")
     return {name: value for name, value in form.items() if value}
 

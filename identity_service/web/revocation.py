@@ -45,11 +45,11 @@ async def revoke(request: Request) -> JSONResponse:
         if isinstance(claims, ClientClaims):
             await _revoke_own(runtime, claims, by=actor_of(request))
         else:
-            await end_session(runtime, claims, Reason.REVOKED, by=actor_of(request))
+            await end_session_of(runtime, claims, Reason.REVOKED, by=actor_of(request))
     return JSONResponse({}, headers=oauth.NO_STORE)
 
 
-async def end_session(runtime: Runtime, claims: AccessClaims | RefreshClaims, reason: Reason, *, by: Actor) -> None:
+async def end_session_of(runtime: Runtime, claims: AccessClaims | RefreshClaims, reason: Reason, *, by: Actor) -> None:
     """End the session that a verified token names, whatever its generation."""
     by = by.proved_user(claims.subject, client_id=claims.client_id, session_id=claims.session_id)
     await runtime.database.transact(

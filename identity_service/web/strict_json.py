@@ -19,7 +19,7 @@ from identity_service.web.problems import JSON_BODY, BadRequest
 
 # One anchored pattern: the standard library's parser takes time that grows with the square of what it is given.
 _JSON = re.compile(r"\s*application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE | re.ASCII)
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class StrictRequest(Request):
@@ -85,7 +85,7 @@ def require_json(request: Request) -> None:
 
 def _refuse_controls(value: Any) -> None:
     if isinstance(value, str):
-        if _CONTROLS.search(value):
+        if CONTROLS.search(value):
             raise BadRequest(422, "validation_failed", "Text must not contain control characters or lone surrogates.")
     elif isinstance(value, dict):
         for name, member in value.items():

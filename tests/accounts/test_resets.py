@@ -6,7 +6,7 @@ from uuid import UUID
 import httpx2
 import pytest
 
-from identity_service.accounts import registration, resets
+from identity_service.accounts import formats, registration, resets
 from identity_service.app import _prune
 from identity_service.errors import UserDisabled, UserNotFound
 from identity_service.shell import reset_token
@@ -207,7 +207,7 @@ async def test_an_account_without_a_password_gets_one(api):
             db,
             user_id,
             username="alice",
-            password_hash=registration.NO_PASSWORD,
+            password_hash=formats.UNUSABLE,
             email=None,
             roles=(),
             by=TESTER,

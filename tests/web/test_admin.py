@@ -20,7 +20,7 @@ import jwt
 import pytest
 import schemathesis
 
-from identity_service.accounts import registration, roles
+from identity_service.accounts import formats, registration, roles
 from identity_service.app import _tend_keys
 from identity_service.clients import registration as clients
 from identity_service.errors import DatabaseUnavailable
@@ -939,7 +939,7 @@ async def register(api: Api, *users: tuple[str, str | None]) -> None:
                 db,
                 UUID(int=number + 1),
                 username=username,
-                password_hash=registration.NO_PASSWORD,
+                password_hash=formats.UNUSABLE,
                 email=email,
                 roles=(),
                 by=TESTER,

@@ -328,7 +328,7 @@ async def test_the_scopes_listed_are_those_that_roles_give_and_outlive_the_datab
         "INSERT INTO roles VALUES ('clerk', '{orders:read,b}', now()), ('guest', '{b}', now()) RETURNING 1"
     )
     async with api.database.connection() as db:
-        await api.runtime.offered_scopes.look(db)
+        await api.runtime.offered_scopes.look(db, of_clients=())
         await db.execute("ALTER TABLE roles RENAME TO hidden")
     try:
         assert (await metadata(api))["scopes_supported"] == ["b", "identity:admin", "orders:read"]
