@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from identity_service.accounts import roles
-from identity_service.cli.environment import AsJson, load_settings, operator, print_json, with_database
+from identity_service.cli.environment import load_settings, operator, with_database
+from identity_service.cli.output import AsJson, print_json
 from identity_service.clients import FIRST_PARTY, Client, registration
 from identity_service.database import Connection, Database
 from identity_service.errors import ClientNotFound, ConfigurationError, IdentityError, RoleNotFound, Unavailable

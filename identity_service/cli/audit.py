@@ -17,15 +17,8 @@ from identity_service.audit import Event, chain
 from identity_service.audit import store as events
 from identity_service.audit.chain import Verification
 from identity_service.audit.events import EventFilter, RecordedEvent
-from identity_service.cli.environment import (
-    AsJson,
-    counted,
-    load_settings,
-    new_file,
-    operator,
-    print_json,
-    with_database,
-)
+from identity_service.cli.environment import load_settings, operator, with_database
+from identity_service.cli.output import AsJson, counted, new_file, print_json
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError
 from identity_service.ids import read_uuid

@@ -6,7 +6,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from identity_service.cli.environment import AsJson, load_settings, operator, print_json, with_database
+from identity_service.cli.environment import load_settings, operator, with_database
+from identity_service.cli.output import AsJson, print_json
 from identity_service.clients import Client, registration
 from identity_service.database import Connection
 from identity_service.errors import ConfigurationError

@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 from identity_service import settings as configuration
-from identity_service.cli.environment import AsJson, place_of, print_json
+from identity_service.cli.environment import place_of
+from identity_service.cli.output import AsJson, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Settings.")
 

@@ -22,7 +22,8 @@ import typer
 from identity_service import settings as configuration
 from identity_service.accounts import store
 from identity_service.accounts.argon2id import SALT_BYTES, Argon2Cost, Argon2id, keep_memory
-from identity_service.cli.environment import AsJson, counted, database, place_of, print_json, with_database_url
+from identity_service.cli.environment import database, place_of, with_database_url
+from identity_service.cli.output import AsJson, counted, print_json
 from identity_service.database import SCHEMA_HEAD, Database
 from identity_service.embedded import is_made
 from identity_service.errors import ConfigurationError, DatabaseUnavailable, KeysUnavailable

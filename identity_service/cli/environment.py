@@ -2,24 +2,18 @@
 
 import asyncio
 import getpass
-import json
-import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
-
-import typer
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 from identity_service import settings as configuration
 from identity_service.audit import Actor
 from identity_service.database import Connection, Database, lacks_schema, open_database
 from identity_service.embedded import is_made, postgres
-from identity_service.errors import ConfigurationError, DatabaseUnavailable, IdentityError
+from identity_service.errors import DatabaseUnavailable
 from identity_service.settings import Settings, secret
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 T = TypeVar("T")
 
 
@@ -116,73 +110,6 @@ def place_of(url: str) -> str:
     return url.rpartition("://")[2].partition("?")[0].rpartition("@")[2] or "the local socket"
 
 
-class Output:
-    """Where an export goes, as lines. What goes wrong there is not the database's fault."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def write(self, line: bytes) -> None:
-        """Write a line.
-
-        Raises:
-            IdentityError: the disk is full, or the like. Nobody reading any more ends the program without a word.
-        """
-        with self._own_failures():
-            self._file.write(line)
-
-    def flush(self) -> None:
-        with self._own_failures():
-            self._file.flush()
-
-    @contextmanager
-    def _own_failures(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if self._file is sys.stdout.buffer:
-                # What is left in Python's own buffer would fail once more at the end.
-                with Path(os.devnull).open("wb") as nothing:
-                    os.dup2(nothing.fileno(), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):
-                raise SystemExit(1) from None
-            raise IdentityError(f"It cannot be written: {error.strerror}.") from None
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Output]:
-    """Open a file that only its owner can read and that was not there before; it goes if it cannot be completed."""
-    if str(path) == "-":
-        out = Output(sys.stdout.buffer)
-        yield out
-        out.flush()
-        return
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be made: {error.strerror}.") from None
-    file = os.fdopen(descriptor, "wb")
-    try:
-        out = Output(file)
-        yield out
-        out.flush()
-    except BaseException:
-        path.unlink()
-        raise
-    finally:
-        with suppress(OSError):  # what could not be written is still in the buffer
-            file.close()
-
-
 def transact(unit: Callable[[Connection], Awaitable[T]]) -> T:
     """Do a unit of work in the configured database and return what it returns."""
     return with_database(load_settings(), lambda db, _: db.transact(unit))
-
-
-def counted(count: int, noun: str) -> str:
-    """Return `1 event`, `2 events`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from identity_service.cli.environment import AsJson, load_settings, operator, print_json, with_database
+from identity_service.cli.environment import load_settings, operator, with_database
+from identity_service.cli.output import AsJson, print_json
 from identity_service.database import Database
 from identity_service.errors import ConfigurationError, IdentityError
 from identity_service.settings import Settings

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from identity_service.accounts import Role, User, registration, roles
-from identity_service.cli.environment import AsJson, operator, print_json, transact
+from identity_service.cli.environment import operator, transact
+from identity_service.cli.output import AsJson, print_json
 from identity_service.database import Connection
 from identity_service.shell import utc_now
 

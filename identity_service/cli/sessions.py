@@ -6,15 +6,8 @@ from uuid import UUID
 import typer
 
 from identity_service.accounts import registration
-from identity_service.cli.environment import (
-    AsJson,
-    counted,
-    load_settings,
-    operator,
-    print_json,
-    transact,
-    with_database,
-)
+from identity_service.cli.environment import load_settings, operator, transact, with_database
+from identity_service.cli.output import AsJson, counted, print_json
 from identity_service.database import Connection, Database
 from identity_service.errors import SessionNotFound
 from identity_service.ids import read_uuid

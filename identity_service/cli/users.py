@@ -16,16 +16,8 @@ from identity_service.accounts import User, formats, registration, resets, roles
 from identity_service.accounts.argon2id import Argon2Cost
 from identity_service.accounts.breaches import BreachCheck
 from identity_service.accounts.hashing import PasswordHashing
-from identity_service.cli.environment import (
-    AsJson,
-    counted,
-    load_settings,
-    new_file,
-    operator,
-    print_json,
-    transact,
-    with_database,
-)
+from identity_service.cli.environment import load_settings, operator, transact, with_database
+from identity_service.cli.output import AsJson, counted, new_file, print_json
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError
 from identity_service.settings import Settings
