@@ -114,6 +114,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, *_: object, **__: object) -> None:
         """Refuse what has come in the words of the service: the server's own are HTML, and 501 for a wrong method."""
+        self.request_version = self.protocol_version  # or there would be no head before the body
         if code == HTTPStatus.NOT_IMPLEMENTED:
             self._refuse(*problems.WRONG_METHOD)
         else:

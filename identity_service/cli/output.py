@@ -34,6 +34,10 @@ class Output:
         with self._own_failures():
             self._file.flush()
 
+    def close(self) -> None:
+        with self._own_failures():
+            self._file.close()
+
     @contextmanager
     def _own_failures(self) -> Iterator[None]:
         try:
@@ -60,17 +64,15 @@ def new_file(path: Path) -> Iterator[Output]:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be made: {error.strerror}.") from None
-    file = os.fdopen(descriptor, "wb")
+    out = Output(os.fdopen(descriptor, "wb"))
     try:
-        out = Output(file)
         yield out
-        out.flush()
+        out.close()
     except BaseException:
+        with suppress(IdentityError):  # what could not be written is still in the buffer
+            out.close()
         path.unlink()
         raise
-    finally:
-        with suppress(OSError):  # what could not be written is still in the buffer
-            file.close()
 
 
 def counted(count: int, noun: str) -> str:

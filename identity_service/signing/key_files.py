@@ -7,6 +7,7 @@ at any step leaves a folder that can be read.
 
 import fcntl
 import json
+import logging
 import os
 import re
 import stat
@@ -38,6 +39,8 @@ from identity_service.errors import ConfigurationError
 from identity_service.signing import keyring as rules
 from identity_service.signing.jwks import base64url_uint, thumbprint
 from identity_service.signing.keyring import Key, Keyring, TokenLifetimes
+
+log = logging.getLogger(__name__)
 
 KEY_BITS = 2048
 RING = "keyring.json"
@@ -219,11 +222,15 @@ class KeyFolder:
                 _write_atomically(self._private_path(key.kid), pem)
         listed = {"version": VERSION, "keys": [_entry(key) for key in ring.keys]}
         _write_atomically(self.path / RING, json.dumps(listed, indent=1).encode())
-        self.destroy_spent(ring, now=now)
-        # Left by a crash: private halves that no ring names, and files whose writing never ended.
-        for path in self.path.iterdir():
-            if _LEFTOVER.fullmatch(path.name) and ring.find(path.stem) is None:
-                _destroy(path)
+        try:
+            self.destroy_spent(ring, now=now)
+            # Left by a crash: private halves that no ring names, and files whose writing never ended.
+            for path in self.path.iterdir():
+                if _LEFTOVER.fullmatch(path.name) and ring.find(path.stem) is None:
+                    _destroy(path)
+        except OSError as error:
+            # The change is in force and has to be recorded. A running service tries to destroy them every few seconds.
+            log.error("keyring.not_destroyed", extra={"detail": f"{self.path}: {error.strerror}"})  # noqa: TRY400
 
     def _key(self, entry: dict[str, Any], previous: Keyring | None) -> Key:
         numbers = RSAPublicNumbers(e=_uint(entry["e"]), n=_uint(entry["n"]))

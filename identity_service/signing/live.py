@@ -82,7 +82,7 @@ class LiveKeyring:
         """
         with self._changing, _folder_at_hand():
             change = self.folder.rotate(requested_at=now, now=now, publish_window=self.publish_window, at_once=at_once)
-            self._take_up(now)
+            self.current = change.ring
         return change
 
     def revoke(self, kid: str, *, now: datetime) -> KeyChange:
@@ -94,7 +94,7 @@ class LiveKeyring:
         """
         with self._changing, _folder_at_hand():
             change = self.folder.revoke(kid, now=now)
-            self._take_up(now)
+            self.current = change.ring
         return change
 
     def tend(self, now: datetime) -> Key | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from typing import TypeAlias
+from urllib.parse import unquote
 
 from fastapi import FastAPI, Request, Response
 from starlette.types import Message, Receive, Scope, Send
@@ -115,6 +116,9 @@ class Edge:
         finally:
             audit.listener.reset(listening)
             self._closed(scope, answer.status, time.perf_counter() - started)
+        if "identity.unread" in scope:
+            await _discard(scope["identity.unread"])
+            await answer.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def answer_at_once(self, scope: Scope, send: Send) -> bool:
         """Answer a request for a document that is at hand; anything unusual about it takes the ordinary way."""
@@ -137,18 +141,26 @@ class Edge:
         self._closed(scope, response.status_code, time.perf_counter() - started)
         return True
 
-    def answer_nonsense(self, detail: str, client: tuple[str, int] | None) -> tuple[bytes, bytes]:
-        """Return head, without `connection`, and body of the answer to what is no HTTP/1.1 request that can be read.
+    def answer_nonsense(
+        self, detail: str, client: tuple[str, int] | None, target: bytes | None
+    ) -> tuple[int, bytes, bytes]:
+        """Return status, head (without `connection`) and body of the answer to what is no request that can be read.
 
         Args:
             client: address and port of whoever sent it.
+            target: what was asked for with a method that nobody knows, if that is what is wrong.
         """
-        request_id, status, code = self._next_id(), 400, "bad_request"
+        request_id, status, code, own = self._next_id(), 400, "bad_request", b""
+        if target is not None:
+            path = unquote(target.partition(b"?")[0].decode())
+            allowed = problems.allowed(self._framework, {"type": "http", "path": path, "method": ""})
+            status, code, detail = problems.WRONG_METHOD if allowed else problems.NOT_FOUND
+            own = b"allow: %b\r\n" % allowed.encode() if allowed else b""
         body = json.dumps(problems.document(status, code, detail, request_id)).encode()
-        own = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), request_id.encode())
+        own += b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), request_id.encode())
         facts = {"request_id": request_id, "status": status, "client": client and client[0]}
         log.info("request", extra=facts | {"error": code, "detail": detail})
-        return self._lines(_PROBLEM, None) + own, body
+        return status, self._lines(_PROBLEM, None) + own, body
 
     def _next_id(self) -> str:
         return f"{self._ids}{next(self._counter):08x}"
@@ -182,15 +194,17 @@ class Edge:
             await _turn_away(scope, answer.send, refusal, receive)
         elif scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
             await self._preflight(scope, receive, answer.send, headers.get(b"origin", b"").decode("latin-1"))
-        elif (body := await _whole_body(headers, receive)) is None:
-            await _turn_away(scope, answer.send, _TOO_LARGE, receive)
-        elif (route := self._direct.get((scope["method"], scope["path"]))) is None:
-            await self._app(scope, body, answer.send)
         else:
-            scope["route"] = route
-            response = await route.respond(Request(scope, body))
-            if not answer.write(response):
-                await response(scope, body, answer.send)
+            body, is_too_large = await _whole_body(headers, receive)
+            if is_too_large:
+                await _turn_away(scope, answer.send, _TOO_LARGE, body)
+            elif (route := self._direct.get((scope["method"], scope["path"]))) is None:
+                await self._app(scope, body, answer.send)
+            else:
+                scope["route"] = route
+                response = await route.respond(Request(scope, body))
+                if not answer.write(response):
+                    await response(scope, body, answer.send)
 
     def _refuse(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         path = scope["path"]
@@ -347,24 +361,24 @@ _PROBLEM = ((b"content-type", MEDIA_TYPE.encode()),)
 _TOO_LARGE = (413, "body_too_large", f"The body must have at most {MAX_BODY} bytes.")
 
 
-async def _whole_body(headers: Mapping[bytes, bytes], receive: Receive) -> Receive | None:
-    """Return a `receive` with a body of bounded size, None when there is more of it.
+async def _whole_body(headers: Mapping[bytes, bytes], receive: Receive) -> tuple[Receive, bool]:
+    """Return a `receive` with a body of bounded size; or one with what is left of a body that is too large, and True.
 
     A body with a length was checked by its header; one without is read here, since nobody knows its end.
     """
     if b"transfer-encoding" not in headers:
-        return receive
+        return receive, False
     body = bytearray()
     more = True
     while more:
         message = await receive()
         if message["type"] != "http.request":  # gone: half a body is none
-            return _already(message, receive)
+            return _already(message, receive), False
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > MAX_BODY:
-            return None
-    return _already({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
+            return _already({"type": "http.request", "body": b"", "more_body": more}, receive), True
+    return _already({"type": "http.request", "body": bytes(body), "more_body": False}, receive), False
 
 
 def _already(message: Message, receive: Receive) -> Receive:
@@ -379,14 +393,19 @@ def _already(message: Message, receive: Receive) -> Receive:
 async def _turn_away(scope: Scope, send: Send, refusal: Refusal, receive: Receive) -> None:
     """Refuse a request that no route sees, and leave the reason for its line in the log."""
     _, scope["identity.error"], scope["identity.detail"] = refusal
-    too_large = refusal is _TOO_LARGE
-    await _send_problem(send, *refusal, scope["identity.request_id"], more=too_large)
-    if too_large:
-        # A connection that is closed while more arrives is reset, and the answer lost on its way (RFC 9112 9.6).
-        left = MAX_DISCARDED
-        while left > 0 and (message := await receive()).get("more_body", False):
-            left -= len(message["body"])
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    if refusal is _TOO_LARGE:
+        scope["identity.unread"] = receive
+    await _send_problem(send, *refusal, scope["identity.request_id"], more=refusal is _TOO_LARGE)
+
+
+async def _discard(receive: Receive) -> None:
+    """Throw away what is left of a body that has been refused.
+
+    A connection that is closed while more arrives is reset, and the answer lost on its way (RFC 9112 9.6).
+    """
+    left = MAX_DISCARDED
+    while left > 0 and (message := await receive()).get("more_body", False):
+        left -= len(message["body"])
 
 
 async def _send_problem(

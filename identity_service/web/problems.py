@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Scope
 
 from identity_service import errors
 from identity_service.errors import IdentityError
@@ -247,15 +248,15 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         code, detail = error.code, error.detail
     else:
         code, detail = _HTTP.get(error.status_code, ("bad_request", "The request could not be understood."))
-    headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+    headers = {"Allow": allowed(request.app, request.scope)} if error.status_code == 405 else error.headers
     return problem(request, error.status_code, code, detail, headers=headers)
 
 
-def _allowed(request: Request) -> str:
+def allowed(app: FastAPI, scope: Scope) -> str:
     """Return every method of the path; the framework only names those of the first route that has it."""
     methods: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
+    for route in app.routes:
+        if route.matches(scope)[0] is not Match.NONE:
             methods |= getattr(route, "methods", None) or set()
     if "GET" in methods:
         methods.add("HEAD")

@@ -9,14 +9,13 @@ import re
 import sys
 from typing import Any
 
-from httptools import HttpParserInvalidMethodError, HttpRequestParser
+from httptools import HttpParserInvalidMethodError
 from starlette.types import Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD = 32 * 1024
 MAX_PIPELINED = 8
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?= )")
-_NO_METHOD_OF_OURS = b"PROPFIND"
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ (/[!-~]*) HTTP/1\.[01]\r\n")
 _TOO_LARGE = "The head of the request is too large."
 
 
@@ -41,10 +40,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _stuck: asyncio.TimerHandle | None = None
     """Closes the connection of a client that does not take what it asked for."""
     _wrong = "This is not HTTP/1.1 as it has to be."
+    _between = True
+    """Whether nothing of the next request is here yet."""
     _beginning = b""
-    """What was read, if a request begins with it."""
-    _method = ""
-    """The method of the request that is being read, if the parser does not know it."""
+    """What is being read, if a request begins with it and has not ended."""
     _running: RequestResponseCycle | None = None
     """The request that is answered; those sent ahead of its answer wait in the pipeline."""
 
@@ -71,7 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stuck.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head and not self._beside_bodies:
+        if self._between:
             self._beginning = data
         self._beside_bodies += len(data)
         self._at_once = 0
@@ -83,7 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head = True, 0
+        self._between, self._in_head, self._head = False, True, 0
         if self._due is None or self._idle:
             self._idle = False
             self._expect(self.seconds_to_arrive)
@@ -104,8 +103,6 @@ class BoundedProtocol(HttpToolsProtocol):
             # For the parser the message ends here. What follows is its body, and would be run as the next request.
             raise self._unreadable("A request that asks for an upgrade must not have a body.")
         super().on_headers_complete()
-        if self._method:
-            self.scope["method"], self._method = self._method, ""
         if upgrades:  # which is not granted (RFC 9110 7.8), and nobody knows what the client sends after it
             self.cycle.keep_alive = False
 
@@ -114,7 +111,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_head, self._beside_bodies = True, 0
+        self._between, self._beginning, self._beside_bodies = True, b"", 0
         self._due = None
         super().on_message_complete()
         if self.cycle.response_complete:  # it was answered before all of it was here
@@ -150,9 +147,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
         Not in the middle of an answer: what is under way ends with the connection.
         """
-        if isinstance(sys.exception(), HttpParserInvalidMethodError) and (method := _METHOD.match(self._beginning)):
-            self._read_again(method[0])
-            return
         answer_nonsense = getattr(self.app, "answer_nonsense", None)  # see `middleware.Edge`
         answered = self._running
         if answered is not None and answered.response_started and not answered.response_complete:
@@ -160,21 +154,15 @@ class BoundedProtocol(HttpToolsProtocol):
         elif answer_nonsense is None:
             super().send_400_response(msg)
         else:
-            head, body = answer_nonsense(self._wrong, self.client)
+            # The parser does not know the method, and knows nothing of what comes after it. That is not looked at.
+            is_method = isinstance(sys.exception(), HttpParserInvalidMethodError)
+            line = _REQUEST_LINE.match(self._beginning) if is_method else None
+            status, head, body = answer_nonsense(self._wrong, self.client, line and line[1])
             of_server = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
-            self.transport.write(b"".join((STATUS_LINE[400], *of_server, head, b"connection: close\r\n\r\n", body)))
+            parts = (STATUS_LINE[status], *of_server, head, b"connection: close\r\n\r\n", body)
+            self.transport.write(b"".join(parts))
             self.transport.close()
         self._give_up()
-
-    def _read_again(self, method: bytes) -> None:
-        """Read a request whose method the parser does not know as one whose method no route has: that is no nonsense.
-
-        Only what the request begins with was looked at, so nothing of it has been answered.
-        """
-        data, self._beginning = self._beginning, b""
-        self.parser = HttpRequestParser(self)
-        self._method = method.decode()
-        super().data_received(_NO_METHOD_OF_OURS + data[len(method) :])
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: any client could fill the log with it."""

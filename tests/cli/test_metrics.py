@@ -113,6 +113,7 @@ def test_what_is_no_request_is_refused_by_the_scraped_address_too(serve: StartSe
             with suppress(ConnectionError):
                 while part := connection.recv(65536):
                     answer += part
+        assert answer.startswith(b"HTTP/1.0 400 ")
         assert b'"code": "bad_request"' in answer
 
 

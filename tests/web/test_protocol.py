@@ -304,46 +304,72 @@ async def test_what_cannot_be_read_as_a_request_is_refused_like_any_other(served
     }
 
 
-async def test_a_method_that_nobody_knows_is_a_wrong_one_like_any_other(api, served, caplog):
-    """FPS-4, on the same connection before and after requests that are answered."""
-    statuses = []
+@pytest.mark.parametrize(
+    ("path", "status", "allow"),
+    [
+        ("/", 405, "GET, HEAD"),
+        ("/users/me?a=b", 405, "DELETE, GET, HEAD, PATCH"),
+        ("/users%2Fme", 405, "DELETE, GET, HEAD, PATCH"),
+        ("/nowhere", 404, None),
+        ("/%ff", 404, None),
+    ],
+)
+async def test_a_method_that_nobody_knows_is_a_wrong_one_like_any_other(served, caplog, path, status, allow):
+    """FPS-4. Nothing more of it is read: where its body begins, only who knows the method could say."""
     with caplog.at_level(logging.INFO, "identity_service.request"):
-        for method in ("FOO", "GET", "X" * 32, "TRACE", "FOO"):
-            answer = await served.request(method, "/", content=b"a body" if method == "FOO" else b"")
-            statuses.append((answer.status_code, answer.headers.get("allow"), answer.json().get("code")))
-    refused = (405, "GET, HEAD", "method_not_allowed")
-    assert statuses == [refused, (200, None, None), refused, refused, refused]
-    lines = [record for record in caplog.records if record.name == "identity_service.request"]
-    assert [line.method for line in lines[:3]] == ["FOO", "GET", "X" * 32]
-    labels = {"method": "other", "route": "/", "status": "405"}
-    registry = api.app.state.metrics.registry
-    assert registry.get_sample_value("http_server_request_duration_seconds_count", labels) == 4
-    assert (await served.request("FOO", "/nowhere")).status_code == 404
-    assert (await served.request("FOO", "/users/me")).headers["allow"] == "DELETE, GET, HEAD, PATCH"
-    lower_case = await asyncio.to_thread(talk, served.base_url.port, GET.replace(b"GET", b"get"))
-    assert lower_case.startswith(b"HTTP/1.1 405 ")
+        answer = await served.request("FOO", path, content=b"a body")
+    like = await served.request("TRACE", path.replace("%2F", "/"))
+    assert (answer.status_code, answer.headers.get("allow")) == (status, allow)
+    assert answer.headers["connection"] == "close"
+    assert (like.status_code, like.headers.get("allow")) == (status, allow)
+    assert answer.json() | {"request_id": ""} == like.json() | {"request_id": ""}
+    assert answer.headers.keys() - {"connection"} == like.headers.keys()
+    (line,) = [record for record in caplog.records if record.name == "identity_service.request"]
+    assert (line.request_id, line.status) == (answer.headers["x-request-id"], status)
+
+
+WRONG_METHOD = b"FOO / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.mark.parametrize(
     ("parts", "statuses"),
     [
-        ([GET + b"FOO / HTTP/1.1\r\nHost: localhost\r\n\r\n"], [b"200", b"400"]),
-        ([POST + b"Content-Length: 8\r\n\r\n", b"FOO / aaFOO / HTTP/1.1\r\n\r\n"], [b"405", b"400"]),
-        ([GET[:-2] + b"X: ", b"FOO / HTTP/1.1\r\n\r\nFOO / HTTP/1.1\r\n\r\n"], [b"200", b"400"]),
-        ([b"FO", b"O / HTTP/1.1\r\nHost: localhost\r\n\r\n"], [b"400"]),
-        ([b"x" * 33 + b" / HTTP/1.1\r\nHost: localhost\r\n\r\n"], [b"400"]),
+        ([WRONG_METHOD * 2], [b"405"]),
+        ([WRONG_METHOD + GET], [b"405"]),
+        ([b"get" + GET[3:]], [b"405"]),
+        ([GET, WRONG_METHOD], [b"200", b"405"]),
+        ([GET + WRONG_METHOD], [b"200", b"400"]),
+        ([GET + b"P", GET], [b"200", b"400"]),
+        ([GET + b"F", WRONG_METHOD[1:]], [b"200", b"400"]),
+        ([GET * 2 + b"GET / HTTP/1.1\r\nX: ", GET + WRONG_METHOD], [b"200", b"200", b"200", b"400"]),
+        ([POST + b"Content-Length: 8\r\n\r\n", b"FOO / aa" + WRONG_METHOD], [b"405", b"400"]),
+        ([GET[:-2] + b"X: ", b"FOO / HTTP/1.1\r\n\r\n" + WRONG_METHOD], [b"200", b"400"]),
+        ([b"FO", WRONG_METHOD[2:]], [b"400"]),
     ],
-    ids=["after another in one piece", "after a body like one", "after a header like one", "in parts", "too long"],
 )
-async def test_only_what_a_request_begins_with_is_read_again(served, parts, statuses):
-    """Or what a client sends in a body or a header would be run as a request."""
+async def test_what_a_client_sends_in_whatever_parts_is_run_once_or_not_at_all(served, caplog, parts, statuses):
+    """A method that is not known is told only of what a request begins with, and ends the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.base_url.port)
-    for part in parts:
-        writer.write(part)
-        await asyncio.sleep(0.1)
-    answers = await reader.read()
+    with caplog.at_level(logging.INFO, "identity_service.request"):
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(0.1)
+        answers = await asyncio.wait_for(reader.read(), 10)
     writer.close()
     assert re.findall(rb"HTTP/1.1 (\d+) ", answers) == statuses
+    lines = [record.status for record in caplog.records if record.name == "identity_service.request"]
+    assert sorted(lines) == sorted(int(status) for status in statuses)
+
+
+@pytest.mark.parametrize("behind", [b"", GET], ids=["alone", "with another behind it"])
+async def test_a_body_that_is_too_large_and_has_arrived_is_not_waited_for(served, behind):
+    """Nor is what comes behind it run: the connection ends with the answer."""
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (70_000, b"x" * 70_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.base_url.port)
+    writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body + behind)
+    answers = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answers) == [b"413"]
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 10000000", "Transfer-Encoding: chunked"])
