@@ -6,7 +6,7 @@ asked in `revocations` afterwards.
 
 import marshal
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,8 +29,19 @@ class StatusReference(NamedTuple):
     idx: int
 
 
+_NOTHING = marshal.dumps({})
+
+
+class _Unread:
+    """What the fields of `Claims` do not say. Not a field itself: a route that returns claims shows none of it."""
+
+    __slots__ = ("_more",)
+    # Bytes of our own making: a dict would cost a kilobyte and could be changed.
+    _more: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claims:
+class Claims(_Unread):
     """The claims of a token that has been verified. Immutable, so that one object can serve many requests.
 
     Attributes:
@@ -52,8 +63,6 @@ class Claims:
     issued: int
     expires: int
     status: StatusReference | None = None
-    # Everything the fields do not say. Bytes of our own making: a dict would cost a kilobyte and could be changed.
-    _more: bytes = field(default=marshal.dumps({}), repr=False)
 
     @property
     def issued_at(self) -> datetime:
@@ -82,8 +91,19 @@ class Claims:
             claims["roles"] = list(self.roles)
         if self.status is not None:
             claims["status"] = {"status_list": {"idx": self.status.idx, "uri": self.status.uri}}
-        more: dict[str, Any] = marshal.loads(self._more)  # noqa: S302 - written by `ClaimsReader`, never received
+        packed = getattr(self, "_more", _NOTHING)
+        more: dict[str, Any] = marshal.loads(packed)  # noqa: S302 - written by `ClaimsReader`, never received
         return claims | more
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = tuple(getattr(self, each.name) for each in fields(self))
+        return _copy, (values, getattr(self, "_more", _NOTHING))
+
+
+def _copy(values: tuple[Any, ...], more: bytes) -> Claims:
+    copy = Claims(**dict(zip((each.name for each in fields(Claims)), values, strict=True)))
+    _set_more(copy, more)
+    return copy
 
 
 _new = object.__new__
@@ -99,8 +119,8 @@ _new = object.__new__
     _set_issued,
     _set_expires,
     _set_status,
-    _set_more,
 ) = (vars(Claims)[each.name].__set__ for each in fields(Claims))
+_set_more = vars(_Unread)["_more"].__set__
 
 
 class Shared(dict[_Key, _Value]):
@@ -183,12 +203,12 @@ class ClaimsReader:
         # `type`, not `isinstance`: a bool is an int, and not a time.
         if not (type(issued) is type(expires) is type(not_before) is int and issued >= 0 and expires < _YEAR_10000):
             raise TokenRejected("missing_claim", "iat, exp or nbf is not whole seconds")
-        if not issued < expires <= issued + MAXIMUM_LIFETIME:
-            raise TokenRejected("malformed", "lifetime")
         if now >= expires + self._leeway:
             raise TokenRejected("expired")
         if issued > now + self._leeway or not_before > now + self._leeway:
             raise TokenRejected("not_yet_valid")
+        if not issued < expires <= issued + MAXIMUM_LIFETIME:
+            raise TokenRejected("malformed", "lifetime")
 
     def _array(self, value: Any) -> tuple[str, ...] | None:
         """Return an array of strings, or None if it is something else."""

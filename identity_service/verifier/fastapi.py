@@ -26,6 +26,7 @@ from contextlib import suppress
 
 from fastapi import HTTPException, Request, WebSocket, WebSocketException
 from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
+from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
 from starlette.datastructures import Headers
 from starlette.types import Message
@@ -61,6 +62,9 @@ _DESCRIPTIONS = {
 }
 
 
+_NO_SCOPES = SecurityScopes()
+
+
 class _NeverFromARequest:
     """No type that FastAPI can read: `Depends(auth.require)`, where the call was forgotten, would let everybody in."""
 
@@ -88,11 +92,9 @@ class Guard(_Scheme):
         self._scopes = scopes
         self._roles = roles
 
-    async def __call__(self, request: Request) -> Claims:
-        claims = await self._bearer(request)
-        if missing := _missing(claims, self._scopes, self._roles):
-            scope = {"scope": " ".join(self._scopes)} if self._scopes else {}
-            raise self._bearer.refusal(403, "insufficient_scope", missing, **scope)
+    async def __call__(self, request: Request, asked: SecurityScopes = _NO_SCOPES) -> Claims:
+        claims = await self._bearer(request, asked)
+        self._bearer.refuse_without(claims, self._scopes, self._roles)
         return claims
 
 
@@ -103,8 +105,8 @@ class Optional(_Scheme):
         super().__init__(bearer.model, bearer.scheme_name)
         self._bearer = bearer
 
-    async def __call__(self, request: Request) -> Claims | None:
-        return await self._bearer(request) if "authorization" in request.headers else None
+    async def __call__(self, request: Request, asked: SecurityScopes = _NO_SCOPES) -> Claims | None:
+        return await self._bearer(request, asked) if "authorization" in request.headers else None
 
 
 class Bearer(_Scheme):
@@ -163,10 +165,15 @@ class Bearer(_Scheme):
 
         return guard
 
-    async def __call__(self, request: Request) -> Claims:
+    async def __call__(self, request: Request, asked: SecurityScopes = _NO_SCOPES) -> Claims:
+        """Return the claims of whoever asks.
+
+        Args:
+            asked: the scopes of FastAPI's own `Security(auth, scopes=[...])`: whoever writes that means it.
+        """
         unverified_token = self._token_of(request.scope["headers"])
         try:
-            return await self.verifier.verify(unverified_token)
+            claims = await self.verifier.verify(unverified_token)
         except TokenRejected as error:
             self._tell(error)
             if error.reason == "keys_unavailable":
@@ -174,6 +181,19 @@ class Bearer(_Scheme):
                     503, "Tokens cannot be verified at the moment.", {"Retry-After": RETRY_AFTER}
                 ) from None
             raise self.refusal(401, "invalid_token", _DESCRIPTIONS[error.reason]) from None
+        if asked.scopes:
+            self.refuse_without(claims, tuple(asked.scopes))
+        return claims
+
+    def refuse_without(self, claims: Claims, scopes: tuple[str, ...], roles: tuple[str, ...] = ()) -> None:
+        """Refuse a caller who lacks one of these.
+
+        Raises:
+            HTTPException: 403.
+        """
+        if missing := _missing(claims, scopes, roles):
+            scope = {"scope": " ".join(scopes)} if scopes else {}
+            raise self.refusal(403, "insufficient_scope", missing, **scope)
 
     def refusal(self, status: int, error: str, description: str, **more: str) -> HTTPException:
         """Make the answer of RFC 6750 3 for a request whose credentials do not do."""

@@ -26,13 +26,11 @@ log = logging.getLogger("identity_service.verifier")
 
 COOLDOWN = 30.0
 """Seconds between two requests to the issuer that unknown key ids may cause, all of them together."""
-NEGATIVE_LIFETIME = 300.0
 SETTLED = 3.0
 """Seconds after which every replica of the issuer publishes the keys of which one has spoken."""
 MIN_LIFETIME, DEFAULT_LIFETIME, MAX_LIFETIME = 30.0, 300.0, 86_400.0
 MAX_LENGTH = 256 * 1024
 MAX_KEYS = 100
-_MAX_UNKNOWN = 1024
 _RETRY = (1.0, 30.0)
 ALGORITHMS: Final[Mapping[str, Algorithm]] = {
     "RS256": RSAAlgorithm(RSAAlgorithm.SHA256),
@@ -105,7 +103,6 @@ class Keys:
         """Whether the issuer has said that its keys changed, and not every replica of it need have published them."""
         self._settled_at = float("-inf")
         self._unknown_refetch_at = float("-inf")
-        self._unknown: dict[str, float] = {}
 
     @property
     def key_ids(self) -> tuple[str, ...]:
@@ -120,7 +117,7 @@ class Keys:
         return self._keys.get(key_id)
 
     async def find(self, key_id: str) -> Key | None:
-        """Return the key of this id, having asked the issuer about an id never seen before, as often as is polite.
+        """Return the key of this id, having asked the issuer about one that is not known, as often as is polite.
 
         Raises:
             TokenRejected: keys_unavailable.
@@ -156,17 +153,12 @@ class Keys:
     async def _find_unknown(self, key_id: str) -> Key | None:
         now = self._clock()
         flying = self._is_flying()
-        if not flying and (now < self._unknown_refetch_at or now < self._unknown.get(key_id, now)):
+        if not flying and now < self._unknown_refetch_at:
             return None
         if not flying:
             self._unknown_refetch_at = now + COOLDOWN
         await asyncio.wait({self._fetch()})
-        key = self._keys.get(key_id)
-        if key is None:
-            if len(self._unknown) >= _MAX_UNKNOWN:
-                self._unknown.clear()
-            self._unknown[key_id] = now + NEGATIVE_LIFETIME
-        return key
+        return self._keys.get(key_id)
 
     def _is_flying(self) -> bool:
         flight = self._flight

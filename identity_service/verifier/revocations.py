@@ -151,6 +151,8 @@ class Revocations:
         self.due_at = float("inf")
         """From when on, on `clock`, `check` must be asked about every token: nothing was heard when it should have."""
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self.has_gone: Callable[[], bool] = _never
+        """Whether the event loop in which the issuer was followed has ended, and nobody has listened since."""
 
     # What verifying asks
 
@@ -367,6 +369,14 @@ class Revocations:
         loop = asyncio.get_running_loop()
         # Tasks of a loop that has ended cannot go on; what they knew has a gap from here.
         self._disconnected()
+        if self.has_gone():
+            # Where each call has a loop of its own, as under a TestClient, no task lives to be told or to fetch: each
+            # asks for the list that its token names. Not where that failed lately, or an issuer away held up everybody.
+            self.due_at = self._clock()
+            for held in self._lists.values():
+                if not held.failures:
+                    held.due_at = self.due_at
+        self.has_gone = loop.is_closed
         self._tasks = (
             loop.create_task(self._listen_for_ever(), name="identity-verifier-stream"),
             loop.create_task(self._tend_for_ever(), name="identity-verifier-lists"),
@@ -495,6 +505,10 @@ def _revoked_in(held: _List, reference: StatusReference) -> bool:
         return held.says_revoked(reference.idx)
     except IndexError:
         return True
+
+
+def _never() -> bool:
+    return False
 
 
 def _flies(task: asyncio.Task[None] | None) -> bool:

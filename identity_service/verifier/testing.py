@@ -30,7 +30,7 @@ from identity_service.verifier.verification import TYP, Verifier
 
 __all__ = ["TestIssuer"]
 
-_MISSPELT = frozenset({"scopes", "expire", "expires"})
+_MISSPELT = frozenset({"scopes", "expire", "expires", "session_id"})
 
 
 class TestIssuer:
@@ -86,17 +86,19 @@ class TestIssuer:
         """
         if misspelt := _MISSPELT & claims.keys():
             # As claims that nobody reads they would make a test pass for the wrong reason.
-            raise TypeError(f"{', '.join(sorted(misspelt))}: there are scope, role, audience, expired and lifetime")
+            there_are = "there are scope, role, audience, sid, expired and lifetime"
+            raise TypeError(f"{', '.join(sorted(misspelt))}: {there_are}")
         aud = self.audience if audience is None else (audience,) if isinstance(audience, str) else audience
         issued = int(self._now()) - (lifetime + 3600 if expired else 0)
-        session_id = claims.get("sid", str(uuid4()))
-        index = self._indexes.setdefault(str(session_id), len(self._indexes))
+        session_id, token_id = claims.get("sid", str(uuid4())), str(uuid4())
+        # A client's own token has no session, and is revoked alone.
+        index = self._indexes.setdefault(str(session_id or token_id), len(self._indexes))
         contents = {
             "iss": self.issuer,
             "sub": subject,
             "aud": list(aud),
             "client_id": "first-party",
-            "jti": str(uuid4()),
+            "jti": token_id,
             "iat": issued,
             "exp": issued + lifetime,
             "sid": session_id,
@@ -116,8 +118,10 @@ class TestIssuer:
         return f"{signing_input}.{encode_base64url(signature)}"
 
     def revoke(self, token: str) -> None:
-        """Revoke the session of a token. Every verifier of this issuer knows at once."""
+        """Revoke the session of a token, or the token if it has none. Every verifier of this issuer knows at once."""
         claims = jws.parse_object(jws.take_apart(token.encode()).payload())
+        if "status" not in claims:
+            raise ValueError("a token without `status` cannot be revoked")
         listed = claims["status"]["status_list"]
         reference = StatusReference(listed["uri"], listed["idx"])
         self._revoked[reference] = until = claims["exp"]

@@ -137,7 +137,7 @@ class Verifier:
         if claims is not None:
             moment = self._clock()
             heard = moment < self._keys.due_at and moment < self._revocations.due_at
-            if heard and self._now() < claims.expires + self._leeway:
+            if heard and not self._revocations.has_gone() and self._now() < claims.expires + self._leeway:
                 return claims
         return await self._look_closer(unverified_token)
 

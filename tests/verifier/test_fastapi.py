@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect
+from fastapi import Depends, FastAPI, Security, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import FastAPIError
 from starlette.testclient import TestClient
 
@@ -40,6 +40,24 @@ def make_app(verifier: Verifier, **options: Any) -> FastAPI:  # noqa: C901 - man
     ) -> dict[str, str]:
         return {"subject": caller.subject}
 
+    @app.put("/orders")
+    async def replace(caller: Annotated[Claims, Security(auth, scopes=["orders:write"])]) -> dict[str, str]:
+        return {"subject": caller.subject}
+
+    @app.patch("/orders")
+    async def change(
+        caller: Annotated[Claims, Security(auth.require(role="clerk"), scopes=["orders:write"])],
+    ) -> dict[str, str]:
+        return {"subject": caller.subject}
+
+    @app.get("/me")
+    async def me(caller: Annotated[Claims, Depends(auth)]) -> Claims:
+        return caller
+
+    @app.get("/me-too", response_model=None)
+    async def me_too(caller: Annotated[Claims, Depends(auth)]) -> Any:
+        return caller
+
     @app.get("/admin")
     async def admin(caller: Annotated[Claims, Depends(auth.require(role="admin"))]) -> dict[str, str]:
         return {"subject": caller.subject}
@@ -70,6 +88,28 @@ def make_app(verifier: Verifier, **options: Any) -> FastAPI:  # noqa: C901 - man
 @pytest.fixture
 async def http() -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=make_app(issuer.verifier())), base_url="http://orders")
+
+
+async def test_the_scopes_of_fastapis_own_security_are_asked_for(http: httpx2.AsyncClient) -> None:
+    """`Security(auth, scopes=[...])` is how FastAPI's documentation spells them."""
+    lacks, has = issuer.token(scope="orders:read", role="clerk"), issuer.token(scope="orders:write", role="clerk")
+    for method in ("PUT", "PATCH"):
+        refused = await http.request(method, "/orders", headers=bearer(lacks))
+        assert (refused.status_code, 'scope="orders:write"' in refused.headers["www-authenticate"]) == (403, True)
+        assert (await http.request(method, "/orders", headers=bearer(has))).status_code == 200
+    no_role = await http.patch("/orders", headers=bearer(issuer.token(scope="orders:write")))
+    assert no_role.status_code == 403
+
+
+async def test_a_route_can_return_the_claims(http: httpx2.AsyncClient) -> None:
+    token = issuer.token("alice", scope="a b", sid="s1", jti="t1", email="not shown")
+    for path in ("/me", "/me-too"):
+        answer = await http.get(path, headers=bearer(token))
+        assert answer.status_code == 200, answer.text
+        shown = answer.json()
+        assert (shown["subject"], shown["scopes"], shown["session_id"]) == ("alice", ["a", "b"], "s1")
+        assert not [name for name in shown if name.startswith("_")]
+        assert "not shown" not in answer.text
 
 
 def bearer(token: str) -> dict[str, str]:

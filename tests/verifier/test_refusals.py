@@ -1,7 +1,9 @@
 """Every way for a token to be wrong, and the reason that is given for it."""
 
 import base64
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -188,6 +190,9 @@ REFUSALS: dict[str, tuple[Wrong, str]] = {
     "exp_beyond_the_calendar": (lambda i: i.token(exp=253_402_300_800), "missing_claim"),
     "iat_negative": (lambda i: i.token(iat=-1), "missing_claim"),
     "exp_before_iat": (lambda i: i.token(exp=int(i.clock()) - 1), "malformed"),
+    "only_exp_is_past": (lambda i: i.token(exp=int(i.clock()) - 31), "expired"),
+    "only_iat_is_to_come": (lambda i: i.token(iat=int(i.clock()) + 3600), "not_yet_valid"),
+    "past_and_lives_too_long": (lambda i: i.token(iat=1, exp=int(i.clock()) - 60), "expired"),
     "lives_too_long": (lambda i: i.token(lifetime=86_401), "malformed"),
     "sub_missing": (lambda i: raw_payload(i, json.dumps(payload(i) | {"sub": None})), "missing_claim"),
     "sub_empty": (lambda i: i.token(sub=""), "missing_claim"),
@@ -316,6 +321,13 @@ async def test_raw_is_what_the_token_says(issuer: Issuer, verifier: Verifier, cl
     raw["aud"].append("changed")
     raw.setdefault("extra", {})["deep"] = "changed"
     assert (await verifier.verify(token)).raw == jws.parse_object(jws.take_apart(token.encode()).payload())
+
+
+async def test_copies_of_claims_are_as_the_claims(issuer: Issuer, verifier: Verifier) -> None:
+    claims = await verifier.verify(issuer.token("alice", scope="a b", email="alice@example.com"))
+    for another in (copy.copy(claims), copy.deepcopy(claims), pickle.loads(pickle.dumps(claims))):  # noqa: S301 - our own
+        assert (another, another.raw) == (claims, claims.raw)
+        assert another.raw["email"] == "alice@example.com"
 
 
 async def test_claims_are_typed_and_cannot_be_changed(issuer: Issuer, verifier: Verifier, now: Clock) -> None:

@@ -322,6 +322,28 @@ async def test_a_program_that_makes_a_loop_for_each_call_hears_of_revocations(is
     assert await asyncio.to_thread(call) == "revoked"
 
 
+async def test_a_revocation_is_known_to_the_next_loop_where_each_call_has_one(issuer: Issuer, now: Clock) -> None:
+    """As under a TestClient without `with`: also for a token that was seen often, and one that was never seen."""
+    verifier, often, never = issuer.verifier(), indexed(issuer, 1), indexed(issuer, 2)
+
+    def call(token: str) -> str:
+        try:
+            return asyncio.run(verifier.verify(token)).token_id and "accepted"
+        except TokenRejected as error:
+            return error.reason
+
+    for _ in range(4):
+        assert await asyncio.to_thread(call, often) == "accepted"
+    issuer.revoked = {1, 2}
+    now.advance(1)
+    assert await asyncio.to_thread(call, often) == "revoked"
+    assert await asyncio.to_thread(call, never) == "revoked"
+    issuer.down = True
+    other = indexed(issuer, 3)
+    assert await asyncio.to_thread(call, other) == "accepted", "nothing is known of it, and nothing can be"
+    assert await asyncio.to_thread(call, often) == "revoked"
+
+
 # The stream
 
 

@@ -138,3 +138,15 @@ NEEDED = frozenset(
     ]
 )
 """What pyjwt[crypto] and httpx2 need, whichever the Python. A name more is one more to trust in every service."""
+
+
+async def test_what_has_no_session_is_revoked_alone() -> None:
+    issuer = TestIssuer()
+    verifier = issuer.verifier()
+    one, other = (issuer.token(name, client_id=name, sid=None) for name in ("one", "other"))
+    issuer.revoke(one)
+    with pytest.raises(TokenRejected, match="revoked"):
+        await verifier.verify(one)
+    assert (await verifier.verify(other)).subject == "other"
+    with pytest.raises(ValueError, match="without `status`"):
+        issuer.revoke(issuer.token(status=None))
