@@ -230,7 +230,7 @@ class KeyFolder:
                     _destroy(path)
         except OSError as error:
             # The change is in force and has to be recorded. A running service tries to destroy them every few seconds.
-            log.error("keyring.not_destroyed", extra={"detail": f"{self.path}: {error.strerror}"})  # noqa: TRY400
+            log.error("keyring.not_destroyed: %s: %s", error.filename or self.path, error.strerror)  # noqa: TRY400
 
     def _key(self, entry: dict[str, Any], previous: Keyring | None) -> Key:
         numbers = RSAPublicNumbers(e=_uint(entry["e"]), n=_uint(entry["n"]))

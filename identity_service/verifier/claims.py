@@ -95,6 +95,12 @@ class Claims(_Unread):
         more: dict[str, Any] = marshal.loads(packed)  # noqa: S302 - written by `ClaimsReader`, never received
         return claims | more
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Claims) and self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        return hash(self.token_id)
+
     def __reduce__(self) -> tuple[Any, ...]:
         values = tuple(getattr(self, each.name) for each in fields(self))
         return _copy, (values, getattr(self, "_more", _NOTHING))

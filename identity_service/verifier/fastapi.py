@@ -106,7 +106,9 @@ class Optional(_Scheme):
         self._bearer = bearer
 
     async def __call__(self, request: Request, asked: SecurityScopes = _NO_SCOPES) -> Claims | None:
-        return await self._bearer(request, asked) if "authorization" in request.headers else None
+        if "authorization" not in request.headers and not asked.scopes:
+            return None
+        return await self._bearer(request, asked)
 
 
 class Bearer(_Scheme):

@@ -70,6 +70,8 @@ class _List:
         """When the issuer last vouched for the contents, apart from what the stream says since."""
         self.due_at = now
         self.failures = 0
+        self.unheard = False
+        """Whether nobody listened for a while, and it has not been fetched since."""
         self.connection = 0
         """The number of the stream's connection during which it was fetched."""
         self.looks = 0
@@ -181,6 +183,8 @@ class Revocations:
                 raise TokenRejected("revoked")
         except IndexError:
             raise TokenRejected("malformed", "status index beyond the end of its list") from None
+        if held.unheard and not held.failures:
+            return False
         if self._max_staleness is not None and (self._age(held) or 0) > self._max_staleness:
             raise TokenRejected("keys_unavailable", "nothing was heard of revocations for too long")
         return True
@@ -296,7 +300,7 @@ class Revocations:
             log.warning("verifier.status_list_unavailable: %s: %s", held.uri, error)
             self._set_due()
             return
-        held.failures = 0
+        held.failures, held.unheard = 0, False
         gap = self._age(held) or 0.0
         held.good_at = self._clock()
         held.due_at = held.good_at + self._interval(held)
@@ -372,10 +376,9 @@ class Revocations:
         if self.has_gone():
             # Where each call has a loop of its own, as under a TestClient, no task lives to be told or to fetch: each
             # asks for the list that its token names. Not where that failed lately, or an issuer away held up everybody.
-            self.due_at = self._clock()
             for held in self._lists.values():
                 if not held.failures:
-                    held.due_at = self.due_at
+                    held.due_at, held.unheard = self._clock(), True
         self.has_gone = loop.is_closed
         self._tasks = (
             loop.create_task(self._listen_for_ever(), name="identity-verifier-stream"),

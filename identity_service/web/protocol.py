@@ -156,7 +156,8 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             # The parser does not know the method, and knows nothing of what comes after it. That is not looked at.
             is_method = isinstance(sys.exception(), HttpParserInvalidMethodError)
-            line = _REQUEST_LINE.match(self._beginning) if is_method else None
+            waits = self.pipeline or (answered is not None and not answered.response_complete)
+            line = _REQUEST_LINE.match(self._beginning) if is_method and not waits else None
             status, head, body = answer_nonsense(self._wrong, self.client, line and line[1])
             of_server = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
             parts = (STATUS_LINE[status], *of_server, head, b"connection: close\r\n\r\n", body)

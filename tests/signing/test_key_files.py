@@ -172,6 +172,15 @@ def test_a_full_disk_is_said_with_the_folder_and_changes_nothing(change, folder,
     assert change != "create" or place.is_empty()
 
 
+def test_a_change_in_force_is_one_although_what_is_spent_could_not_be_destroyed(folder, caplog):
+    """It has to be recorded; and whoever revoked a stolen key must hear that its private half is still there."""
+    spent, kid = folder.path / f".{'A' * 43}.pem.new", folder.read().keys[0].kid
+    spent.mkdir()
+    change = folder.revoke(kid, now=LATER)
+    assert (change.key.kid, change.ring.find(kid).revoked_at) == (kid, LATER)
+    assert f"keyring.not_destroyed: {spent}: Is a directory" in caplog.text
+
+
 def crash_at_step(stop_at: int, change: str, folder: KeyFolder, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Run the change and stop it before its n-th act upon the disk; return whether it finished."""
     acts = 0

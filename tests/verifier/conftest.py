@@ -74,6 +74,7 @@ class Issuer:
     list_typ: str = "statuslist+jwt"
     list_header: dict[str, Any] = field(default_factory=dict)
     list_answer: Callable[[httpx2.Request], Answer] | None = None
+    lists: tuple[str, ...] = ("/status-lists/1",)
     ttl: int = 300
     streams: list[Stream] = field(default_factory=list)
     offers_stream: bool = True
@@ -103,7 +104,7 @@ class Issuer:
             stream = Stream()
             self.streams.append(stream)
             return httpx2.Response(200, headers={"Content-Type": "text/event-stream"}, stream=stream)
-        if path == "/status-lists/1":
+        if path in self.lists:
             return self.list_answer(request) if self.list_answer is not None else self._list(request)
         return httpx2.Response(404)
 
@@ -111,12 +112,12 @@ class Issuer:
         etag = f'"{sorted(self.revoked)}"'
         if request.headers.get("if-none-match") == etag:
             return httpx2.Response(304, headers={"ETag": etag})
-        return httpx2.Response(200, content=self.list_token(), headers={"ETag": etag})
+        return httpx2.Response(200, content=self.list_token(str(request.url)), headers={"ETag": etag})
 
-    def list_token(self) -> str:
+    def list_token(self, uri: str = LIST) -> str:
         now = int(self.clock())
         claims = {
-            "sub": LIST,
+            "sub": uri,
             "iat": now,
             "exp": now + 86_400,
             "ttl": self.ttl,

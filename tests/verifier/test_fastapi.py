@@ -58,6 +58,9 @@ def make_app(verifier: Verifier, **options: Any) -> FastAPI:  # noqa: C901 - man
     async def me_too(caller: Annotated[Claims, Depends(auth)]) -> Any:
         return caller
 
+    @app.get("/drafts")
+    async def drafts(caller: Annotated[Claims | None, Security(auth.optional, scopes=["orders:write"])]) -> None: ...
+
     @app.get("/admin")
     async def admin(caller: Annotated[Claims, Depends(auth.require(role="admin"))]) -> dict[str, str]:
         return {"subject": caller.subject}
@@ -97,6 +100,7 @@ async def test_the_scopes_of_fastapis_own_security_are_asked_for(http: httpx2.As
         refused = await http.request(method, "/orders", headers=bearer(lacks))
         assert (refused.status_code, 'scope="orders:write"' in refused.headers["www-authenticate"]) == (403, True)
         assert (await http.request(method, "/orders", headers=bearer(has))).status_code == 200
+    assert (await http.get("/drafts")).status_code == 401, "nobody has a scope without a token"
     no_role = await http.patch("/orders", headers=bearer(issuer.token(scope="orders:write")))
     assert no_role.status_code == 403
 

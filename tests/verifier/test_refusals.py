@@ -328,6 +328,10 @@ async def test_copies_of_claims_are_as_the_claims(issuer: Issuer, verifier: Veri
     for another in (copy.copy(claims), copy.deepcopy(claims), pickle.loads(pickle.dumps(claims))):  # noqa: S301 - our own
         assert (another, another.raw) == (claims, claims.raw)
         assert another.raw["email"] == "alice@example.com"
+        assert hash(another) == hash(claims)
+    others = issuer.kit.sign(claims.raw | {"email": "bob@example.com"})
+    assert await verifier.verify(others) != claims
+    assert claims != claims.raw
 
 
 async def test_claims_are_typed_and_cannot_be_changed(issuer: Issuer, verifier: Verifier, now: Clock) -> None:

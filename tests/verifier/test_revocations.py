@@ -344,6 +344,29 @@ async def test_a_revocation_is_known_to_the_next_loop_where_each_call_has_one(is
     assert await asyncio.to_thread(call, often) == "revoked"
 
 
+async def test_each_list_is_asked_for_where_each_call_has_a_loop(issuer: Issuer, now: Clock) -> None:
+    """What was heard of one list says nothing about another."""
+    verifier, second_list = issuer.verifier(), LIST[:-1] + "2"
+    issuer.lists = ("/status-lists/1", "/status-lists/2")
+    one, other = indexed(issuer, 1), indexed(issuer, 2, second_list)
+
+    async def both() -> list[str]:
+        outcomes = []
+        for token in (one, other):
+            try:
+                await verifier.verify(token)
+                outcomes.append("accepted")
+            except TokenRejected as error:
+                outcomes.append(error.reason)
+        return outcomes
+
+    assert await asyncio.to_thread(asyncio.run, both()) == ["accepted", "accepted"]
+    issuer.revoked = {2}
+    for _ in range(3):
+        now.advance(1)
+        assert await asyncio.to_thread(asyncio.run, both()) == ["accepted", "revoked"]
+
+
 # The stream
 
 
@@ -398,7 +421,8 @@ async def test_an_event_of_other_keys_has_them_fetched_now_and_again_when_every_
     await refused(verifier, token, "unknown_key")
     now.advance(60)
     await refused(verifier, token, "unknown_key")
-    assert issuer.requests[-1].headers.get("cache-control") is None
+    for_keys = [request for request in issuer.requests if request.url.path.endswith("jwks.json")]
+    assert for_keys[-1].headers.get("cache-control") is None
 
 
 async def test_what_follows_a_connection_is_asked_of_the_issuer_and_not_of_a_cache(

@@ -361,6 +361,21 @@ async def test_what_a_client_sends_in_whatever_parts_is_run_once_or_not_at_all(s
     assert sorted(lines) == sorted(int(status) for status in statuses)
 
 
+async def test_what_is_wrong_with_a_request_is_not_told_to_the_one_before_it(api, served):
+    """Whoever waits for an answer would take a 404 for theirs."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.base_url.port)
+    async with api.database.connection() as db, db.transaction():
+        await db.execute("LOCK TABLE users")
+        form = b"grant_type=password&username=alice&password=x"
+        writer.write(POST.replace(b"/", b"/token", 1) + b"Content-Type: application/x-www-form-urlencoded\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(form), form))
+        await asyncio.sleep(0.2)
+        writer.write(WRONG_METHOD.replace(b"/", b"/nowhere", 1))
+        answers = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answers) == [b"400"]
+
+
 @pytest.mark.parametrize("behind", [b"", GET], ids=["alone", "with another behind it"])
 async def test_a_body_that_is_too_large_and_has_arrived_is_not_waited_for(served, behind):
     """Nor is what comes behind it run: the connection ends with the answer."""
