@@ -254,12 +254,12 @@ def test_workers_take_up_a_rotation_within_seconds_and_refuse_nothing(serve: Sta
     deadline = time.monotonic() + 15
     in_a_row = 0
     while in_a_row < 8:
-        assert time.monotonic() < deadline, "a worker still signs with the spent key"
+        assert time.monotonic() < deadline, "a worker still signs with the spent key, or does not publish the next one"
         tokens = refresh(service, tokens)
         kid = jwt.get_unverified_header(tokens["access_token"])["kid"]
         assert keys.get_signing_key(kid), "known without fetching again"
-        in_a_row = 0 if kid == before else in_a_row + 1
-    assert len(service.get("/.well-known/jwks.json").json()["keys"]) == 3
+        published = service.get("/.well-known/jwks.json").json()["keys"]
+        in_a_row = in_a_row + 1 if kid != before and len(published) == 3 else 0
 
 
 async def test_a_revoked_key_is_refused_by_other_services_within_seconds(serve: StartService):
