@@ -83,7 +83,8 @@ class Argon2id:
         digest, given, salted = (
             ffi.new("uint8_t[]", _DIGEST_BYTES), ffi.new("uint8_t[]", octets), ffi.new("uint8_t[]", salt)
         )  # fmt: skip
-        kept = getattr(_of_thread, "memory", None) is not None
+        memory: _Memory | None = getattr(_of_thread, "memory", None)
+        kept = memory is not None and memory.size >= self._cost.memory_kib * 1024
         context = ffi.new(
             "argon2_context *",
             {
@@ -109,7 +110,7 @@ class Argon2id:
 
 
 def keep_memory(cost: Argon2Cost) -> None:
-    """Let this thread keep the memory for hashes of a cost from now on, until it ends.
+    """Let this thread keep the memory for hashes of a cost, or less, from now on, until it ends.
 
     Where a system lets nobody make functions at run time, which C could call back, or has no memory to give at this
     moment, it does without.

@@ -113,13 +113,22 @@ def test_the_memory_is_wiped_after_each_hash():
     assert in_a_thread(zeros) == CHEAP.memory_kib * 1024
 
 
-def test_a_hash_for_which_the_memory_is_too_small_is_refused():
-    def work() -> None:
-        keep_memory(CHEAP)
-        Argon2id(Argon2Cost(128, 1, 1)).hash("a", SALT)
+def test_a_hash_for_which_the_memory_is_too_small_has_its_own():
+    cost = Argon2Cost(128, 1, 1)
 
-    with pytest.raises(HashingError, match="emory"):
-        in_a_thread(work)
+    def work() -> str:
+        keep_memory(CHEAP)
+        return Argon2id(cost).hash("a", SALT)
+
+    assert in_a_thread(work) == of_library(cost, "a")
+
+
+def test_a_library_that_asks_for_more_than_the_memory_gets_none():
+    def work() -> int:
+        keep_memory(CHEAP)
+        return argon2id._hand_over(argon2id.ffi.new("uint8_t **"), CHEAP.memory_kib * 1024 + 1)
+
+    assert in_a_thread(work) == argon2id._FAILED
 
 
 def test_where_no_function_can_be_made_for_c_it_does_without(monkeypatch):
