@@ -8,7 +8,7 @@ from typing import Any
 import argon2
 import pytest
 from argon2.exceptions import HashingError
-from argon2.low_level import Type, hash_secret
+from argon2.low_level import Type, ffi, hash_secret
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,7 +126,7 @@ def test_a_hash_for_which_the_memory_is_too_small_has_its_own():
 def test_a_library_that_asks_for_more_than_the_memory_gets_none():
     def work() -> int:
         keep_memory(CHEAP)
-        return argon2id._hand_over(argon2id.ffi.new("uint8_t **"), CHEAP.memory_kib * 1024 + 1)
+        return argon2id._hand_over(ffi.new("uint8_t **"), CHEAP.memory_kib * 1024 + 1)
 
     assert in_a_thread(work) == argon2id._FAILED
 
