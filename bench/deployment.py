@@ -177,7 +177,8 @@ def command(*arguments: str, stdin: str = "", **environment: str) -> None:
 
 def clean_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("IDENTITY_")}
-    kept.pop("DATABASE_URL", None)
+    for name in ("DATABASE_URL", "DATABASE_URL_FILE"):
+        kept.pop(name, None)
     kept.pop("PYTHONDONTWRITEBYTECODE", None)  # an installation has the bytecode of what it imports
     return kept
 

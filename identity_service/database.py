@@ -102,13 +102,13 @@ class _Lending:
     returns to it when something went wrong, and every half a minute.
 
     To open one takes longer than most statements do. So whoever finds none at hand gets the one that comes first, be it
-    the new one or another that has come back. When one cannot be opened, those that are lent will do for a while; only
-    when there are none at all does somebody hear of it.
+    the new one or another that has come back. When one cannot be opened, it is tried again after a rest, and whoever
+    waits may get one that comes back meanwhile; only when none is lent does somebody hear of the failure at once.
     """
 
     KEEP_SECONDS = 30.0
     REST_SECONDS = 1.0
-    """After one could not be opened, while others are lent."""
+    """From one that could not be opened to the next attempt, while others are lent."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -195,7 +195,9 @@ class _Lending:
             connection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
         except Exception as error:  # noqa: BLE001 - raised again where it is waited for
             if self._held:
-                self._rests_until = asyncio.get_running_loop().time() + self.REST_SECONDS
+                loop = asyncio.get_running_loop()
+                self._rests_until = loop.time() + self.REST_SECONDS
+                loop.call_later(self.REST_SECONDS, self._open_more)
             elif turn := self._next_turn():
                 turn.set_exception(error)
         else:
@@ -245,7 +247,7 @@ class _Loan:
         with suppress(*_AWAY, asyncpg.PostgresError):  # the pool closes what it cannot take back
             await self._lending.give_back(self._held, clean=error is None)
         if isinstance(error, _CONFLICTS):
-            raise _unavailable(error, "Somebody else changed the same at this moment; try again.") from error
+            raise _unavailable(error, "The request conflicted with another one; try again.") from error
         if isinstance(error, _AWAY):
             raise _unavailable(error) from error
         if isinstance(error, asyncpg.PostgresError):

@@ -211,9 +211,14 @@ def _copied(binaries: Path) -> Path:
         shutil.copytree(source, fresh / "copy", ignore=shutil.ignore_patterns("include"))
         for place in (fresh / "copy", *(fresh / "copy").rglob("*")):
             place.chmod(place.stat().st_mode | (0o755 if place.is_dir() else 0o444))
-        shutil.rmtree(target, ignore_errors=True)
-        (fresh / "copy").rename(target)
-        fresh.rmdir()
+        try:
+            (fresh / "copy").rename(target)
+        except OSError:
+            # Another start was faster, and its copy may be in use; or this is what a cleaner of old files has left.
+            if not (target / "bin" / "postgres").exists():
+                shutil.rmtree(target)
+                (fresh / "copy").rename(target)
+        shutil.rmtree(fresh)
     return target / "bin"
 
 

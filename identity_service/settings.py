@@ -88,6 +88,7 @@ def _network(word: object) -> IPv4Network | IPv6Network:
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 
 
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII)
 _POSTGRES = re.compile(r"postgres(ql)?(\+[a-z0-9]+)?://([^@/#?\s]*@)?[^@/#?\s]*(/[^@/#?\s]*)?(\?[^#\s]*)?", re.ASCII)
 
@@ -188,6 +189,16 @@ class Settings(BaseModel):
                 raise ValueError("must list exact origins such as https://app.example.com, without path or wildcard")
             if origin.startswith("http://") and not is_loopback_url(origin):
                 raise ValueError("must list https origins (plain http only on localhost)")
+            if origin.endswith(_DEFAULT_PORTS[origin.partition(":")[0]]):
+                raise ValueError("must list origins as browsers send them: without the default port")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if host != "*" and not _HOST.fullmatch(host.lower()):
+                raise ValueError("must list host names without scheme or port, such as identity.internal; or be *")
         return value
 
     @field_validator("breach_check_url")

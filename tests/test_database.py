@@ -543,6 +543,19 @@ async def test_after_a_rest_another_one_is_opened_where_none_could_be(database_u
         await waiting
 
 
+async def test_after_a_rest_whoever_waits_need_not_wait_for_somebody_else_to_come(database_url, monkeypatch):
+    acquire = asyncpg.Pool.acquire
+
+    async def refuse_once(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(asyncpg.Pool, "acquire", acquire)
+        raise asyncpg.TooManyConnectionsError("too many connections for role")
+
+    monkeypatch.setattr(database_module._Lending, "REST_SECONDS", 0.05)
+    async with open_database(database_url, pool_size=2) as database, database.connection() as one:
+        monkeypatch.setattr(asyncpg.Pool, "acquire", refuse_once)
+        assert await _pid_of(database) != one.get_server_pid()
+
+
 async def test_nothing_is_opened_for_those_who_have_left(database_url, monkeypatch):
     monkeypatch.setattr(database_module, "CONNECT_TIMEOUT", 0.05)
     async with open_database(database_url, pool_size=1) as database, database.connection():

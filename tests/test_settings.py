@@ -51,6 +51,17 @@ def test_the_default_issuer_follows_the_port():
         ({"IDENTITY_ALLOWED_ORIGINS": "*"}, "IDENTITY_ALLOWED_ORIGINS: must list exact origins"),
         ({"IDENTITY_ALLOWED_ORIGINS": "https://a.example/x"}, "IDENTITY_ALLOWED_ORIGINS: must list exact origins"),
         ({"IDENTITY_ALLOWED_ORIGINS": "null"}, "IDENTITY_ALLOWED_ORIGINS: must list exact origins"),
+        (
+            {"IDENTITY_ALLOWED_ORIGINS": "https://a.example:443"},
+            "IDENTITY_ALLOWED_ORIGINS: must list origins as browsers",
+        ),
+        (
+            {"IDENTITY_ALLOWED_ORIGINS": "http://localhost:80"},
+            "IDENTITY_ALLOWED_ORIGINS: must list origins as browsers",
+        ),
+        ({"IDENTITY_ALLOWED_HOSTS": "identity:8000"}, "IDENTITY_ALLOWED_HOSTS: must list host names"),
+        ({"IDENTITY_ALLOWED_HOSTS": "https://identity"}, "IDENTITY_ALLOWED_HOSTS: must list host names"),
+        ({"IDENTITY_ALLOWED_HOSTS": "*.example.com"}, "IDENTITY_ALLOWED_HOSTS: must list host names"),
         ({"IDENTITY_AUDIENCE": ","}, "IDENTITY_AUDIENCE: must name at least one audience"),
         ({"IDENTITY_TRUSTED_PROXIES": "10.0.0.1/8"}, "IDENTITY_TRUSTED_PROXIES: must list addresses or networks"),
         ({"IDENTITY_TRUSTED_PROXIES": "proxy"}, "IDENTITY_TRUSTED_PROXIES: must list addresses or networks"),

@@ -118,7 +118,7 @@ def export(
             async for recorded in events.iterate(db, wanted):
                 out.write(json.dumps(_facts(recorded)).encode() + b"\n")
                 count += 1
-        await audit.record(db, Event.AUDIT_EXPORTED, None, by=operator(), now=utc_now(), details={"events": count})
+            await audit.record(db, Event.AUDIT_EXPORTED, None, by=operator(), now=utc_now(), details={"events": count})
         return count
 
     count = _within_one_moment(unit)

@@ -33,8 +33,9 @@ _WELCOME = f"""
 """
 _LIVE = f"{_WELCOME} AND s.expires_at > $4 AND s.rotated_at > $5"
 
-# FOR SHARE waits for a password change or a disabling under way, then sees what it did. Nobody waits for a failure that
-# is being counted: where there are others before it nothing begins here, and the first of all blocks nothing.
+# FOR SHARE waits for a password change, a disabling or a change of what a role gives that is under way, then sees what
+# it did. Nobody waits for a failure that is being counted: where there are others before it nothing begins here, and
+# the first of all blocks nothing.
 INSERT = f"""
     WITH gate AS (
         SELECT pg_advisory_xact_lock_shared({CLIENT_GATES}, hashtext($3))
@@ -46,6 +47,8 @@ INSERT = f"""
         SELECT id, roles, password_changed_at FROM users
          WHERE id = $2 AND disabled_at IS NULL AND password_changed_at = $6
            FOR SHARE
+    ), given AS (
+        SELECT r.scopes FROM roles AS r, welcome AS u WHERE r.name = ANY (u.roles) FOR SHARE OF r
     ), session AS (
         INSERT INTO sessions
             (id, user_id, client_id, scope, amr, authenticated_at, password_changed_at, rotated_at, expires_at,
@@ -54,9 +57,7 @@ INSERT = f"""
          WHERE ($3 = '{BUILT_IN_CLIENT}' OR EXISTS (SELECT FROM client)) AND {nothing_counts("$12", "$13", "$7")}
         RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
                   status_index, (SELECT roles FROM welcome) AS roles,
-                  ARRAY(
-                      SELECT unnest(r.scopes) FROM roles AS r, welcome AS u WHERE r.name = ANY(u.roles)
-                  ) AS role_scopes
+                  ARRAY(SELECT unnest(scopes) FROM given) AS role_scopes
     ), event AS (
         {insert_from("(SELECT id AS session_id FROM session) AS begun", first=14)}
     )

@@ -258,7 +258,10 @@ class KeyFolder:
         known = previous.find(kid) if previous is not None else None
         if known is not None and known.private is not None:
             return known.private
-        private = self._parse(path)
+        try:
+            private = self._parse(path)
+        except FileNotFoundError:  # destroyed a moment ago
+            return None
         if private.public_key().public_numbers() != public.public_numbers():
             raise ConfigurationError(f"{path} does not hold the key that {RING} lists under its name; restore it.")
         return private

@@ -7,8 +7,8 @@ import httpx2
 import pytest
 
 from identity_service.accounts import formats, registration, resets
-from identity_service.app import _prune
 from identity_service.errors import UserDisabled, UserNotFound
+from identity_service.housekeeping import prune
 from identity_service.shell import reset_token
 from tests.conftest import PASSWORD, TESTER, Account, Api, bearer
 from tests.web.answers import problem, seen
@@ -225,7 +225,7 @@ async def test_an_expired_token_leaves_nothing_in_the_database(api, alice, clock
     clock.advance(minutes=20)
     await start(bob)
     clock.advance(minutes=10, seconds=1)
-    await _prune(api.runtime)
+    await prune(api.runtime)
     assert await api.scalar("SELECT array_agg(user_id) FROM password_resets") == [UUID(bob.id)]
 
 

@@ -208,6 +208,26 @@ async def test_changing_a_role_logs_out_whoever_has_it_if_it_is_to_take_effect_a
     ]
 
 
+async def test_a_login_that_waits_meanwhile_gets_what_the_role_gives_afterwards(api, alice):
+    """Its session is not there yet when the others are ended, and it began to look before the role was changed."""
+    await create(api)
+    await change(api, roles.grant, "alice", "clerk")
+    async with api.database.connection() as other, other.transaction():
+        await other.execute("UPDATE users SET email = 'alice@example.com' WHERE username = 'alice'")
+        login = asyncio.create_task(alice.log_in())
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        for _ in range(1000):
+            await asyncio.sleep(0.005)
+            if await api.scalar(waits):
+                break
+        else:
+            pytest.fail("nobody waits")
+        await api.database.transact(
+            lambda db: roles.set_scopes(db, "clerk", scope="orders:read", end_sessions=True, by=TESTER, now=api.clock())
+        )
+    assert "orders:write" not in (await login)["scope"]
+
+
 async def test_a_failed_change_of_roles_ends_no_session(api, alice):
     token = (await alice.log_in())["refresh_token"]
     with pytest.raises(RoleNotFound):

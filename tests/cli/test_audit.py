@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
+from identity_service.errors import DatabaseUnavailable
 from tests.cli.conftest import Command, StartService
 from tests.conftest import PASSWORD
 from tests.services import sign_up
@@ -151,6 +153,18 @@ def test_an_export_that_failed_leaves_nothing_in_the_way_of_the_next(command: Co
     assert away.code == 5
     assert not file.exists()
     assert command("audit", "export", str(file)).code == 0
+
+
+@pytest.mark.parametrize("noun", ["audit", "users"])
+def test_an_export_that_cannot_be_recorded_leaves_no_file(command: Command, monkeypatch, tmp_path, noun):
+    command("users", "create", "alice", "--no-password")
+
+    async def away(*_: Any, **__: Any) -> None:
+        raise DatabaseUnavailable(detail="gone")
+
+    monkeypatch.setattr("identity_service.audit.record", away)
+    assert command(noun, "export", str(tmp_path / "export")).code == 5
+    assert not (tmp_path / "export").exists()
 
 
 @pytest.mark.parametrize("noun", ["audit", "users"])

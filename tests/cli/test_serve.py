@@ -4,13 +4,16 @@ import asyncio
 import json
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import jwt
@@ -97,6 +100,45 @@ def test_two_services_share_the_embedded_postgres_and_the_last_one_stops_it(serv
     log_in(two)
     two.stop()
     assert not (place / "postmaster.pid").exists()
+
+
+def test_two_first_starts_do_not_take_the_binaries_away_from_each_other(tmp_path, monkeypatch):
+    """As root each copies them to where an unprivileged user can reach them; the first copy may be in use already."""
+    installed, target = tmp_path / "installed", tmp_path / "copied"
+    (installed / "bin").mkdir(parents=True)
+    (installed / "bin" / "postgres").write_text("binary", encoding="utf-8")
+    monkeypatch.setattr(embedded, "_private_place", lambda *_: target)
+    copytree, both = shutil.copytree, threading.Barrier(2)
+
+    def copied_by_both(*arguments: Any, **more: Any) -> Any:
+        copy = copytree(*arguments, **more)
+        both.wait(10)
+        return copy
+
+    monkeypatch.setattr(shutil, "copytree", copied_by_both)
+    used = []
+
+    def use() -> None:
+        binaries = embedded._copied(installed / "bin")
+        used.append((binaries.parent.stat().st_ino, (binaries / "postgres").exists()))
+
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(use) for _ in range(2)]:
+            future.result()
+    assert len(set(used)) == 1
+    assert used[0][1]
+    assert not list(tmp_path.glob("identity-postgres-*"))
+
+
+def test_binaries_of_which_a_cleaner_left_half_are_copied_again(tmp_path, monkeypatch):
+    installed, target = tmp_path / "installed", tmp_path / "copied"
+    (installed / "bin").mkdir(parents=True)
+    (installed / "bin" / "postgres").write_text("binary", encoding="utf-8")
+    (target / "lib").mkdir(parents=True)
+    (target / "lib" / "old").touch()
+    monkeypatch.setattr(embedded, "_private_place", lambda *_: target)
+    assert (embedded._copied(installed / "bin") / "postgres").exists()
+    assert not (target / "lib").exists()
 
 
 def test_the_newest_postgres_that_is_installed_and_new_enough_is_the_embedded_one(monkeypatch, tmp_path):

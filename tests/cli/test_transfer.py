@@ -125,7 +125,7 @@ def test_an_import_that_has_to_give_way_to_others_says_so(command: Command, ask)
         finally:
             ask("DROP FUNCTION give_way CASCADE")
         assert (outcome.code, outcome.out) == (5, "")
-        told = f"identity-service: Somebody else changed the same at this moment; try again. ({name}: give way)\n"
+        told = f"identity-service: The request conflicted with another one; try again. ({name}: give way)\n"
         assert outcome.err == told
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from identity_service.app import _prune
 from identity_service.clients import own_tokens, registration
 from identity_service.errors import ClientRejected
 from identity_service.grants import client_credentials
+from identity_service.housekeeping import prune
 from identity_service.revocation import LIST_SIZE
 from identity_service.verifier import TokenRejected, Verifier
 from tests.conftest import ISSUER, START, TESTER, Api, Robot, bearer, register
@@ -291,7 +291,7 @@ async def test_a_row_lives_as_long_as_its_token(api, robot, clock):
     await robot.access_token()
     for seconds, left in ((600, 1), (1, 0)):
         clock.advance(seconds=seconds)
-        await _prune(api.runtime)
+        await prune(api.runtime)
         assert await api.scalar("SELECT count(*) FROM client_tokens") == left
 
 
@@ -314,7 +314,7 @@ async def test_a_list_is_served_while_a_clients_token_names_it(api, robot, clock
         await look(api)
         assert api.runtime.revocations.first_list == 0
         clock.advance(seconds=601)
-        await _prune(api.runtime)
+        await prune(api.runtime)
         await look(api)
         assert api.runtime.revocations.first_list == 3
     finally:

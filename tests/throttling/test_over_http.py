@@ -15,8 +15,8 @@ import pytest
 
 from identity_service.accounts import resets
 from identity_service.accounts.hashing import STEP
-from identity_service.app import _prune
 from identity_service.errors import Throttled
+from identity_service.housekeeping import prune
 from identity_service.throttling import ACCOUNT, ADDRESS, CLIENT, password_attempt, session_attempt, token_attempt
 from tests.conftest import PASSWORD, TESTER, Account, Api, StartApi, bearer, register, run_api
 from tests.throttling.conftest import asking_from, with_failures
@@ -558,5 +558,5 @@ async def test_an_oauth_client_is_told_with_the_name_of_the_standard(api, alice,
 async def test_housekeeping_forgets_old_failures(api, alice, stranger):
     await fail(stranger, by_token, "alice")
     api.clock.advance(days=2)
-    await _prune(api.runtime)
+    await prune(api.runtime)
     assert await api.scalar("SELECT count(*) FROM throttles") == 0

@@ -21,15 +21,16 @@ import pytest
 import schemathesis
 
 from identity_service.accounts import formats, registration, roles
-from identity_service.app import _tend_keys
 from identity_service.clients import registration as clients
 from identity_service.errors import DatabaseUnavailable
+from identity_service.housekeeping import tend_keys
 from identity_service.revocation.feed import News
 from identity_service.shell import client_secret
 from identity_service.tokens import jws
 from identity_service.web.dependencies import PUBLIC
 from tests.conftest import ISSUER, PASSWORD, START, TESTER, Account, Api, bearer
 from tests.conftest import register as register_client
+from tests.verifier.conftest import until
 from tests.web.answers import problem, seen
 from tests.web.test_routes import is_guarded, routes_of
 
@@ -886,18 +887,27 @@ async def test_revoking_a_key_that_is_none_or_revoked_is_no_event(api, root):
     assert await api.scalar("SELECT count(*) FROM audit_events WHERE subject_kind = 'key'") == 1
 
 
+async def test_a_rotation_by_the_service_itself_is_counted_too(start_api, monkeypatch):
+    monkeypatch.setattr("identity_service.housekeeping.KEYRING_POLL_SECONDS", 0.02)
+    async with start_api(key_rotation_period=str(86400)) as api:
+        api.clock.advance(days=1, seconds=1)
+        counted = api.runtime.metrics.registry.get_sample_value
+        which = {"event": "key.rotated", "outcome": "success"}
+        await until(lambda: counted("identity_audit_events_total", which) == 1.0)
+
+
 async def test_a_rotation_while_the_record_cannot_be_written_is_recorded_later_with_its_time(start_api):
     """Keys rotate whether or not the database is there."""
     async with start_api(key_rotation_period=str(86400)) as api:
         await api.scalar("ALTER TABLE audit_events RENAME TO away")
         api.clock.advance(days=1, seconds=1)
         with suppress(DatabaseUnavailable):  # or the service's own housekeeping was faster
-            await _tend_keys(api.runtime)
+            await tend_keys(api.runtime)
         rotated_at = api.clock()
         assert len(api.keys.unrecorded) == 1
         await api.scalar("ALTER TABLE away RENAME TO audit_events")
         api.clock.advance(seconds=30)
-        await _tend_keys(api.runtime)
+        await tend_keys(api.runtime)
         assert api.keys.unrecorded == []
         times = await api.scalar("SELECT array_agg(occurred_at) FROM audit_events WHERE event = 'key.rotated'")
         assert times == [rotated_at]
@@ -907,7 +917,7 @@ async def test_a_rotation_that_nobody_asked_for_is_recorded_once(start_api):
     async with start_api(key_rotation_period=str(86400)) as api:
         api.clock.advance(days=1, seconds=1)
         for _ in range(2):
-            await _tend_keys(api.runtime)
+            await tend_keys(api.runtime)
         for _ in range(100):  # or the service's own housekeeping did, and is about to say so
             if told := await api.scalar("SELECT array_agg(event || ' ' || actor_kind) FROM audit_events"):
                 break

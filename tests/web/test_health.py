@@ -11,10 +11,10 @@ import asyncpg
 import httpx2
 import pytest
 
-from identity_service.app import _repeating
 from identity_service.cli.migrate import upgrade
 from identity_service.database import Connection
 from identity_service.errors import DatabaseUnavailable
+from identity_service.housekeeping import repeating
 from tests.conftest import PASSWORD, Api, StartApi, bearer
 from tests.web.answers import problem, seen
 
@@ -324,8 +324,8 @@ async def test_housekeeping_that_cannot_go_on_says_why_once_until_it_can(monkeyp
         elif reason:
             raise DatabaseUnavailable(detail=reason)
 
-    monkeypatch.setattr("identity_service.app.AGAIN_SECONDS", 0)
-    async with _repeating("pruning", 0, work):
+    monkeypatch.setattr("identity_service.housekeeping.AGAIN_SECONDS", 0)
+    async with repeating("pruning", 0, work, lambda *_: None):
         await asyncio.wait_for(done.wait(), 5)
     told = [(record.levelname, record.what, record.detail) for record in caplog.records]
     assert told == [("WARNING", "pruning", detail) for detail in ("no privilege", "gone", "gone")]

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from identity_service import housekeeping
 from identity_service.accounts import registration
-from identity_service.app import _prune
 from identity_service.sessions import lifecycle
 from identity_service.tokens import access, refresh
 from tests.conftest import ISSUER, START, TESTER, Account, Api, StartApi, bearer
@@ -480,7 +480,7 @@ async def test_pruning_does_not_stop_after_a_batch_while_more_is_waiting(api):
         """,
         START,
     )
-    await _prune(api.runtime)
+    await housekeeping.prune(api.runtime)
     assert await api.scalar("SELECT count(*) FROM revoked_tokens") == 0
 
 

@@ -12,8 +12,8 @@ import httpx2
 import jwt
 import pytest
 
-from identity_service.app import _look
 from identity_service.database import Database
+from identity_service.housekeeping import hear_revocations
 from identity_service.revocation import RevokedIndex
 from identity_service.revocation.feed import (
     FOLLOWER_QUEUE,
@@ -139,7 +139,7 @@ async def test_a_replica_that_is_notified_of_nothing_hears_of_it_all_the_same(
 
 
 async def test_a_replica_that_is_notified_does_not_wait_for_its_next_look(alice, api, start_api: StartApi, monkeypatch):
-    monkeypatch.setattr("identity_service.app.LOOK_SECONDS", 60)
+    monkeypatch.setattr("identity_service.housekeeping.LOOK_SECONDS", 60)
     tokens = await alice.log_in()
     async with start_api() as replica:
         listening = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"
@@ -562,7 +562,7 @@ async def test_a_revocation_that_was_committed_late_is_found(start_api: StartApi
     async def nobody_looks(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("identity_service.app._look", nobody_looks)
+    monkeypatch.setattr("identity_service.housekeeping.hear_revocations", nobody_looks)
     async with start_api() as api:
         alice = await api.sign_up()
         tokens = await alice.log_in()
@@ -627,7 +627,7 @@ class Heard(asyncio.Event):
 async def test_a_notification_at_the_moment_of_stopping_does_not_keep_the_service_from_stopping(api):
     """`asyncio.wait_for` of Python 3.11 forgets that it was cancelled when what it waits for has just happened."""
     heard = Heard()
-    look = asyncio.create_task(_look(api.runtime, heard))
+    look = asyncio.create_task(hear_revocations(api.runtime, heard))
     await heard.awaited.wait()
     heard.set()
     look.cancel()
