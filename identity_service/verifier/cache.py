@@ -6,6 +6,9 @@ spares the digest, and lasts only until something is heard that could speak agai
 `verification` says; nothing here decides about a token.
 """
 
+from collections.abc import Iterator
+from itertools import chain
+
 from identity_service.verifier.claims import Claims
 
 FRESH_TOKENS = 256
@@ -31,6 +34,9 @@ class TokenCache:
 
     def __len__(self) -> int:
         return len(self._newer.keys() | self._older.keys())
+
+    def values(self) -> Iterator[Claims]:
+        return chain(self._newer.values(), self._older.values())
 
     def get_older(self, digest: bytes) -> Claims | None:
         """Look among the older half, and keep what is found for another round."""

@@ -35,9 +35,10 @@ _NOTHING = marshal.dumps({})
 class _Unread:
     """What the fields of `Claims` do not say. Not a field itself: a route that returns claims shows none of it."""
 
-    __slots__ = ("_more",)
+    __slots__ = ("_key_id", "_more")
     # Bytes of our own making: a dict would cost a kilobyte and could be changed.
     _more: bytes
+    _key_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,11 @@ class Claims(_Unread):
         more: dict[str, Any] = marshal.loads(packed)  # noqa: S302 - written by `ClaimsReader`, never received
         return claims | more
 
+    @property
+    def key_id(self) -> str:
+        """The id of the key that signed the token; empty for claims that came without one."""
+        return getattr(self, "_key_id", "")
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Claims) and self.__reduce__() == other.__reduce__()
 
@@ -103,12 +109,13 @@ class Claims(_Unread):
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = tuple(getattr(self, each.name) for each in fields(self))
-        return _copy, (values, getattr(self, "_more", _NOTHING))
+        return _copy, (values, getattr(self, "_more", _NOTHING), self.key_id)
 
 
-def _copy(values: tuple[Any, ...], more: bytes) -> Claims:
+def _copy(values: tuple[Any, ...], more: bytes, key_id: str) -> Claims:
     copy = Claims(**dict(zip((each.name for each in fields(Claims)), values, strict=True)))
     _set_more(copy, more)
+    _set_key_id(copy, key_id)
     return copy
 
 
@@ -127,6 +134,7 @@ _new = object.__new__
     _set_status,
 ) = (vars(Claims)[each.name].__set__ for each in fields(Claims))
 _set_more = vars(_Unread)["_more"].__set__
+_set_key_id = vars(_Unread)["_key_id"].__set__
 
 
 class Shared(dict[_Key, _Value]):
@@ -161,10 +169,13 @@ class ClaimsReader:
         self._clients = Shared[str, str]()
         self._lists = Shared[str, str]()
 
-    def read(self, payload: bytes, *, now: float) -> Claims:
+    def read(self, payload: bytes, *, now: float, key_id: str = "") -> Claims:
         """Return the claims.
 
         A claim that is there with the wrong type counts as missing.
+
+        Args:
+            key_id: which key the signature is of.
 
         Raises:
             TokenRejected: with reason malformed, wrong_issuer, wrong_audience, expired, not_yet_valid or missing_claim.
@@ -203,6 +214,7 @@ class ClaimsReader:
         _set_expires(claims, expires)
         _set_status(claims, self._status(members) if "status" in members else None)
         _set_more(claims, _freeze(members))
+        _set_key_id(claims, key_id)
         return claims
 
     def _check_times(self, issued: Any, expires: Any, not_before: Any, now: float) -> None:

@@ -24,7 +24,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
-from fastapi import HTTPException, Request, WebSocket, WebSocketException
+from fastapi import HTTPException, Request, WebSocket, WebSocketDisconnect, WebSocketException
 from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
 from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
@@ -139,15 +139,16 @@ class Bearer(_Scheme):
         self._show(scopes)
         return Guard(self, scopes, _several(role))
 
-    def websocket(self, *, scope: Asked = (), role: Asked = ()) -> Callable[[WebSocket], AsyncIterator[Claims]]:
+    def websocket(self, *, scope: Asked = (), role: Asked = ()) -> Callable[..., AsyncIterator[Claims]]:
         """Return a dependency for WebSocket routes.
 
         The socket is closed with 4401 when the token is missing or bad, with 4403 when it lacks a scope or role, and
         with 4401 when the session is revoked while the socket is open: the route then sees `WebSocketDisconnect`.
+        The scopes of `Security(auth.websocket(), scopes=[...])` are asked for too.
         """
         scopes, roles = _several(scope), _several(role)
 
-        async def guard(socket: WebSocket) -> AsyncIterator[Claims]:
+        async def guard(socket: WebSocket, asked: SecurityScopes = _NO_SCOPES) -> AsyncIterator[Claims]:
             unverified_token, subprotocol = _token_of_socket(socket.headers)
             over = asyncio.Event()
             _end_with(socket, over, subprotocol)
@@ -157,7 +158,7 @@ class Bearer(_Scheme):
                 self._tell(error)
                 unavailable = error.reason == "keys_unavailable"
                 await _turn_away(socket, UNAVAILABLE if unavailable else UNAUTHENTICATED, error.reason)
-            if missing := _missing(claims, scopes, roles):
+            if missing := _missing(claims, (*scopes, *asked.scopes), roles):
                 await _turn_away(socket, FORBIDDEN, missing)
             watch = asyncio.create_task(self._close_when_revoked(socket, claims, over))
             try:
@@ -275,7 +276,7 @@ def _end_with(socket: WebSocket, over: asyncio.Event, default: str | None) -> No
     Args:
         default: the subprotocol that `accept` answers when the route names none; without one, browsers give up.
     """
-    accept, receive = socket.accept, socket.receive
+    accept, receive, send = socket.accept, socket.receive, socket.send
 
     async def accept_and_look(
         subprotocol: str | None = None, headers: Iterable[tuple[bytes, bytes]] | None = None
@@ -291,8 +292,14 @@ def _end_with(socket: WebSocket, over: asyncio.Event, default: str | None) -> No
         socket.client_state = WebSocketState.DISCONNECTED
         return {"type": "websocket.disconnect", "code": UNAUTHENTICATED, "reason": "revoked"}
 
+    async def send_until_over(message: Message) -> None:
+        if over.is_set() and message["type"] == "websocket.send":
+            raise WebSocketDisconnect(UNAUTHENTICATED, "revoked")
+        await send(message)
+
     socket.accept = accept_and_look  # type: ignore[method-assign]
     socket.receive = receive_until_over  # type: ignore[method-assign]
+    socket.send = send_until_over  # type: ignore[method-assign]
 
 
 async def _close_revoked(socket: WebSocket) -> None:

@@ -6,10 +6,12 @@ No redirects, no other hosts, https unless the issuer is on this machine. `keys`
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx2
 
@@ -50,8 +52,7 @@ class Border:
         self._local = local
         self._now = now
         self._leeway = leeway
-        self._client: httpx2.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._clients: dict[asyncio.AbstractEventLoop, httpx2.AsyncClient] = {}
         self._tls: ssl.SSLContext | None = None
 
     async def get(
@@ -105,26 +106,28 @@ class Border:
             yield answer
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
+        """Close the connections of the running loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
             await client.aclose()
 
     async def _open_client(self) -> httpx2.AsyncClient:
         loop = asyncio.get_running_loop()
-        if self._client is not None and self._loop is loop:
-            return self._client
+        if (client := self._clients.get(loop)) is not None:
+            return client
         if self._tls is None and self._transport is None:
             # Reading the certificate store takes tens of milliseconds.
             self._tls = await asyncio.to_thread(httpx2.create_ssl_context)
-        # Connections belong to the loop they were made in; those of another loop are gone with it.
-        self._client = httpx2.AsyncClient(
+        # Connections belong to the loop they were made in, and are gone with it.
+        for other in [each for each in self._clients if each.is_closed()]:
+            self._clients.pop(other, None)
+        client = httpx2.AsyncClient(
             transport=self._transport,
             verify=True if self._tls is None else self._tls,
             trust_env=not self._local,
             headers={"User-Agent": "identity-service-verifier"},
         )
-        self._loop = loop
-        return self._client
+        return self._clients.setdefault(loop, client)
 
     def _compare_clocks(self, headers: httpx2.Headers) -> None:
         try:
@@ -134,3 +137,8 @@ class Border:
         self.clock_skew = theirs - self._now()
         if abs(self.clock_skew) > self._leeway + _DATE_PRECISION:
             log.warning("verifier.clock_skew: the issuer's clock differs by %.0f s", self.clock_skew)
+
+
+def start(work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+    """Start a task that outlives the request that happens to start it, and so has nothing of its context."""
+    return Context().run(lambda: asyncio.get_running_loop().create_task(work, name=name))

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
 from identity_service.verifier import jws
-from identity_service.verifier.http import Answer, Border, FetchFailed
+from identity_service.verifier.http import Answer, Border, FetchFailed, start
 from identity_service.verifier.rejection import TokenRejected
 
 log = logging.getLogger("identity_service.verifier")
@@ -71,7 +71,7 @@ class Keys:
     Args:
         max_age: seconds after which keys are no longer used, when the issuer has not confirmed them for so long.
         clock: seconds that only ever grow; not the time of day.
-        on_removal: called when a key that was there is there no longer.
+        on_removal: called with the ids of keys that were there and are there no longer.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Keys:
         algorithms: Collection[str],
         max_age: float,
         clock: Callable[[], float],
-        on_removal: Callable[[], None],
+        on_removal: Callable[[Collection[str]], None],
     ) -> None:
         self.due_at = float("-inf")
         """When to look here again before trusting the keys, on `clock`. Hot paths compare against this and no more."""
@@ -115,6 +115,10 @@ class Keys:
 
     def held(self, key_id: str) -> Key | None:
         return self._keys.get(key_id)
+
+    def has_lost(self, key_id: str) -> bool:
+        """Tell whether keys are known, and this is none of them."""
+        return bool(key_id and self._keys) and key_id not in self._keys
 
     async def find(self, key_id: str) -> Key | None:
         """Return the key of this id, having asked the issuer about one that is not known, as often as is polite.
@@ -167,7 +171,7 @@ class Keys:
     def _fetch(self) -> asyncio.Task[None]:
         """Start asking the issuer, or join those who wait for its answer already."""
         if self._flight is None or not self._is_flying():
-            self._flight = asyncio.get_running_loop().create_task(self._renew(), name="identity-verifier-keys")
+            self._flight = start(self._renew(), name="identity-verifier-keys")
         return self._flight
 
     async def _renew(self) -> None:
@@ -193,8 +197,8 @@ class Keys:
                 kid: held[kid] if kid in held and _is_same(held[kid], found[kid]) else found[kid] for kid in found
             }
             self._etag = answer.headers.get("etag")
-            if any(self._keys.get(kid) is not key for kid, key in held.items()):
-                self._on_removal()
+            if gone := [kid for kid, key in held.items() if self._keys.get(kid) is not key]:
+                self._on_removal(gone)
         elif answer.status != 304 or not self._keys:
             raise FetchFailed(f"{self._url} answered {answer.status}")
         now = self._clock()

@@ -12,16 +12,16 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
 import httpx2
 
 from identity_service.verifier import jws, status_list
-from identity_service.verifier.claims import StatusReference
+from identity_service.verifier.claims import Claims, StatusReference
 from identity_service.verifier.events import Event, EventReader
-from identity_service.verifier.http import Border, FetchFailed
+from identity_service.verifier.http import Border, FetchFailed, start
 from identity_service.verifier.keys import Keys
 from identity_service.verifier.rejection import TokenRejected
 from identity_service.verifier.status_list import StatusList, StatusListToken
@@ -51,6 +51,11 @@ _PRUNE_INTERVAL = 30.0
 # Shorter than a list's `ttl`, so that a revocation after an outage is heard as soon as one without a stream.
 _RETRY = (1.0, 10.0)
 _RECONNECT = (0.25, 10.0)
+_STEADY = 10.0
+"""Seconds that a stream must have lasted for its end to be no failure: what cuts it each time would be asked for all
+lists each time."""
+_TOLD = 3
+"""Failures in a row after which it is said that revocations come late."""
 _DEFAULT_EVENT_LIFETIME = 86_400
 
 
@@ -143,8 +148,8 @@ class Revocations:
         self._lists: dict[str, _List] = {}
         self._overlay: dict[StatusReference, float] = {}
         self._noting = threading.Lock()
-        self._waiters: dict[StatusReference, dict[asyncio.Future[None], float]] = {}
-        """Who waits for a revocation, with the end of the token that each began with."""
+        self._waiters: dict[StatusReference | None, dict[asyncio.Future[None], Claims]] = {}
+        """Who waits for a revocation, with the claims that each began with."""
         self._prune_at = 0.0
         self._last_event_id = ""
         self._connections = 0
@@ -236,19 +241,19 @@ class Revocations:
             self._prune_overlay()
         self._wake(reference)
 
-    async def wait(self, reference: StatusReference, expires: float) -> None:
-        """Return when tokens with this reference are revoked, or may have been while nothing was heard.
-
-        Args:
-            expires: when the token that is waited with ends, in seconds since 1970.
-        """
+    async def wait(self, claims: Claims) -> None:
+        """Return when the token of these claims is revoked, or may have been while nothing was heard."""
+        reference = claims.status
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(reference, {})[waiter] = expires
+        self._waiters.setdefault(reference, {})[waiter] = claims
         try:
-            held = self._lists.get(reference.uri)
-            if reference in self._overlay or (held is not None and _revoked_in(held, reference)):
-                return
-            self.keep_following()
+            if self._keys.has_lost(claims.key_id) and claims.expires > self._now():
+                return  # its key was revoked while we looked elsewhere
+            if reference is not None:
+                held = self._lists.get(reference.uri)
+                if reference in self._overlay or (held is not None and _revoked_in(held, reference)):
+                    return
+                self.keep_following()
             await waiter
         finally:
             waiters = self._waiters.get(reference, {})
@@ -256,10 +261,20 @@ class Revocations:
             if not waiters:
                 self._waiters.pop(reference, None)
 
+    def waiting(self) -> list[Claims]:
+        """Return the claims of all who wait."""
+        return [claims for waiters in list(self._waiters.values()) for claims in tuple(waiters.values())]
+
+    def wake_those_of_keys(self, key_ids: Collection[str]) -> None:
+        """Tell those who wait with tokens that these keys signed."""
+        for waiters in list(self._waiters.values()):
+            for waiter, claims in tuple(waiters.items()):
+                if claims.key_id in key_ids:
+                    _resolve_in_its_loop(waiter)
+
     def _wake(self, reference: StatusReference) -> None:
         for waiter in tuple(self._waiters.pop(reference, ())):  # one that leaves now may change what was popped
-            with suppress(RuntimeError):  # the loop that waited has ended
-                waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
+            _resolve_in_its_loop(waiter)
 
     def _prune_overlay(self) -> None:
         now = self._now()
@@ -287,7 +302,7 @@ class Revocations:
 
     def _fetch(self, held: _List) -> asyncio.Task[None]:
         if held.flight is None or not _flies(held.flight):
-            held.flight = asyncio.get_running_loop().create_task(self._renew(held), name="identity-verifier-list")
+            held.flight = start(self._renew(held), name="identity-verifier-list")
         return held.flight
 
     async def _renew(self, held: _List) -> None:
@@ -312,11 +327,14 @@ class Revocations:
         elif self.connected:
             held.due_at = held.good_at  # fetched before the stream stood: something may lie between the two
         self._set_due()
-        for reference in [waiting for waiting in list(self._waiters) if waiting.uri == held.uri]:
-            ends = tuple(self._waiters.get(reference, {}).values())  # another thread may be waking them
+        for reference in self._waited_for(held):
+            ends = [claims.expires for claims in tuple(self._waiters.get(reference, {}).values())]
             expired = min(ends, default=0.0) < self._now() - _MISSED
             if _revoked_in(held, reference) or (gap > _MISSED and expired):
                 self._wake(reference)
+
+    def _waited_for(self, held: _List) -> list[StatusReference]:
+        return [reference for reference in list(self._waiters) if reference is not None and reference.uri == held.uri]
 
     async def _take(self, held: _List) -> None:
         answer = await self._border.get(
@@ -367,11 +385,12 @@ class Revocations:
     # The two tasks
 
     def keep_following(self) -> None:
-        """Start the two tasks, unless they run or are not wanted."""
-        if not self._follow or (self._tasks and _flies(self._tasks[0])):
+        """Start the two tasks, unless they run, in this loop or in another one, or are not wanted."""
+        if not self._follow or (self._tasks and _runs(self._tasks[0])):
             return
         loop = asyncio.get_running_loop()
-        # Tasks of a loop that has ended cannot go on; what they knew has a gap from here.
+        # Tasks of a loop that has ended or stands still cannot go on; what they knew has a gap from here.
+        _cancel(self._tasks)
         self._disconnected()
         if self.has_gone():
             # Where each call has a loop of its own, as under a TestClient, no task lives to be told or to fetch: each
@@ -381,16 +400,14 @@ class Revocations:
                     held.due_at, held.unheard = self._clock(), True
         self.has_gone = loop.is_closed
         self._tasks = (
-            loop.create_task(self._listen_for_ever(), name="identity-verifier-stream"),
-            loop.create_task(self._tend_for_ever(), name="identity-verifier-lists"),
+            start(self._listen_for_ever(), name="identity-verifier-stream"),
+            start(self._tend_for_ever(), name="identity-verifier-lists"),
         )
 
     async def close(self) -> None:
         tasks, self._tasks = self._tasks, ()
-        own = [task for task in tasks if _flies(task)]
-        for task in own:
-            task.cancel()
-        if own:
+        _cancel(tasks)
+        if own := [task for task in tasks if _flies(task)]:
             await asyncio.wait(own)
 
     async def _tend_for_ever(self) -> None:
@@ -406,6 +423,9 @@ class Revocations:
                     self._look_after(held, now)
                 elif now >= held.due_at:
                     self._fetch(held)
+                if self._max_staleness is not None and (self._age(held) or 0) > self._max_staleness:
+                    for reference in self._waited_for(held):  # whoever comes now is refused
+                        self._wake(reference)
 
     def _notice_leap(self) -> None:
         """Fetch the lists when the time of day was set: what the stream said may look expired, and not be."""
@@ -417,7 +437,7 @@ class Revocations:
 
     def _look_after(self, held: _List, now: float) -> None:
         """Let go of a list that no token has named for longer than a token can live."""
-        if not held.used and not any(waiting.uri == held.uri for waiting in list(self._waiters)):
+        if not held.used and not self._waited_for(held):
             del self._lists[held.uri]
         held.used, held.looked_at = False, now
         self._on_change()  # so that the next token that names it is noticed
@@ -425,14 +445,16 @@ class Revocations:
     async def _listen_for_ever(self) -> None:
         failures = 0
         while True:
-            connections = self._connections
+            began = self._clock()
             try:
                 await self._listen()
             except Exception as error:  # noqa: BLE001 - whatever ended the stream, it is opened again
                 log.info("verifier.stream_ended: %s: %s", type(error).__name__, error)
             finally:
                 self._disconnected()
-            failures = 0 if self._connections > connections else failures + 1
+            failures = 0 if self._clock() - began >= _STEADY else failures + 1
+            if failures == _TOLD:
+                log.warning("verifier.stream_unsteady: revocations arrive with the lists only: %s", self._events_url)
             # Spread out, so that a restarted issuer does not meet everybody in the same moment.
             pause = min(_RECONNECT[0] * 2 ** min(failures, 10), _RECONNECT[1])
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - it spreads, it hides nothing
@@ -516,6 +538,22 @@ def _never() -> bool:
 
 def _flies(task: asyncio.Task[None] | None) -> bool:
     return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
+
+
+def _runs(task: asyncio.Task[None]) -> bool:
+    """Tell whether a task goes on, in whatever loop."""
+    return not task.done() and task.get_loop().is_running()
+
+
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        with suppress(RuntimeError):  # its loop has ended, and the task with it
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def _resolve_in_its_loop(waiter: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # the loop that waited has ended
+        waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

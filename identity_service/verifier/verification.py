@@ -1,8 +1,7 @@
 """Verifying a token: what is asked, in which order, and when it need not be asked again."""
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from types import TracebackType
@@ -48,7 +47,8 @@ class Verifier:
     """Verifies access tokens of one issuer for one audience. Make one per process, wherever the application is made.
 
     It needs no start: keys are fetched for the first token, revocations are followed from the first token that has a
-    status. It belongs to the event loop that calls it and may be taken to another one; it is not for several at a time.
+    status, in the event loop of that call. Another loop beside it is served by what the first one hears; when the first
+    one has ended or stands still, the next call follows the issuer from its own.
 
     Args:
         issuer: the exact `iss`, https (or http on this machine).
@@ -111,7 +111,7 @@ class Verifier:
             algorithms=allowed,
             max_age=max_key_age,
             clock=self._clock,
-            on_removal=self._forget_tokens,
+            on_removal=self._hear_keys_gone,
         )
         self._revocations = Revocations(
             self._border,
@@ -144,14 +144,13 @@ class Verifier:
     async def wait_revoked(self, claims: Claims) -> None:
         """Return when the session of these claims has been revoked; for what outlives a request, like a WebSocket.
 
-        Returns too when the token has expired and the issuer could not be heard for so long that a revocation may have
-        been missed.
-        Waits for ever when the token has no status. Cancel it when nobody is interested any more.
+        Returns too when the key that signed the token has been, when the token has expired and the issuer could not be
+        heard for so long that a revocation may have been missed, and with `on_stale="reject"` as soon as `verify`
+        would refuse the token because nothing is heard.
+        Of a token without a status only its key can be revoked, which is noticed when other tokens are verified.
+        Cancel it when nobody is interested any more.
         """
-        if claims.status is None:
-            await _for_ever()
-        else:
-            await self._revocations.wait(claims.status, claims.expires)
+        await self._revocations.wait(claims)
 
     def hear_revoked(self, reference: StatusReference, until: float) -> None:
         """Refuse tokens with this status from now on, learnt by other ways than the issuer's stream.
@@ -206,7 +205,7 @@ class Verifier:
                 raise TokenRejected("bad_signature")
             if known is not key:
                 self._known_headers.keep(header, key)  # not before: strangers must not push out what is used
-            claims = self._reader.read(jws.decode_base64url(payload), now=self._now())
+            claims = self._reader.read(jws.decode_base64url(payload), now=self._now(), key_id=key.key_id)
         elif self._now() >= claims.expires + self._leeway:
             cache.remove(digest)
             raise TokenRejected("expired")
@@ -236,9 +235,15 @@ class Verifier:
             raise TokenRejected("wrong_algorithm")
         return key
 
-    def _forget_tokens(self) -> None:
+    def _hear_keys_gone(self, key_ids: Collection[str]) -> None:
+        """Forget what was verified. A key that goes before its tokens are over has been revoked: none of them is."""
+        now = self._now()
+        held = (*self._cache.values(), *self._revocations.waiting())
+        revoked = {claims.key_id for claims in held if claims.key_id in key_ids and claims.expires > now}
         self._known_headers.clear()
         self._cache.clear()
+        if revoked:
+            self._revocations.wake_those_of_keys(revoked)
 
 
 def _exact_bytes(unverified_token: str | bytes) -> bytes:
@@ -252,7 +257,3 @@ def _exact_bytes(unverified_token: str | bytes) -> bytes:
         return unverified_token.encode()
     except UnicodeEncodeError:
         raise TokenRejected("malformed", "not text") from None
-
-
-async def _for_ever() -> None:
-    await asyncio.get_running_loop().create_future()

@@ -85,6 +85,13 @@ def make_app(verifier: Verifier, **options: Any) -> FastAPI:  # noqa: C901 - man
         await socket.accept("mine")
         await socket.close()
 
+    @app.websocket("/write-too")
+    async def write_too(
+        socket: WebSocket, caller: Annotated[Claims, Security(auth.websocket(), scopes=["orders:write"])]
+    ) -> None:
+        await socket.accept()
+        await socket.close()
+
     return app
 
 
@@ -341,6 +348,11 @@ def test_a_socket_without_the_scope_is_closed_with_4403(client: TestClient) -> N
     assert closed(client, "/write", headers=bearer(issuer.token())) == 4403
 
 
+def test_a_socket_asks_for_the_scopes_of_security_too(client: TestClient) -> None:
+    assert closed(client, "/write-too", headers=bearer(issuer.token())) == 4403
+    assert closed(client, "/write-too", headers=bearer(issuer.token(scope="orders:write"))) == 1000
+
+
 def test_a_socket_while_keys_cannot_be_had_is_told_to_come_back() -> None:
     verifier = issuer.verifier(http=httpx2.MockTransport(lambda request: httpx2.Response(500)))
     assert closed(TestClient(make_app(verifier)), "/ws", headers=bearer(issuer.token())) == 1013
@@ -396,6 +408,20 @@ async def test_a_revoked_peer_that_does_not_let_itself_be_closed_says_nothing_an
         assert (gone.value.code, gone.value.reason) == (4401, "revoked")
         assert (await peer.socket.receive())["type"] == "websocket.disconnect"
     assert peer.sent == ["websocket.accept"]
+
+
+async def test_a_route_that_only_sends_sees_that_the_session_was_revoked() -> None:
+    auth, token = Bearer(issuer.verifier()), issuer.token()
+    peer = Peer(token)
+    async for _ in auth.websocket()(peer.socket):
+        await peer.socket.accept()
+        await peer.socket.send_text("before")
+        issuer.revoke(token)
+        await asyncio.sleep(0.01)
+        with pytest.raises(WebSocketDisconnect) as gone:
+            await peer.socket.send_text("after")
+        assert (gone.value.code, gone.value.reason) == (4401, "revoked")
+    assert peer.sent == ["websocket.accept", "websocket.send", "websocket.close"]
 
 
 async def test_a_session_that_is_revoked_before_the_route_accepts_is_closed_with_4401() -> None:

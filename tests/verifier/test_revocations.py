@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import httpx2
@@ -20,6 +21,8 @@ from identity_service.verifier.events import Event, EventReader
 from identity_service.verifier.revocations import OnStale
 from identity_service.verifier.testing import TestIssuer, _public_jwk
 from tests.verifier.conftest import AUDIENCE, ISSUER, LIST, Clock, Issuer, until
+
+request_id: ContextVar[str] = ContextVar("request_id")
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +186,6 @@ WRONG_LISTS: dict[str, dict[str, Any]] = {
     "TSL-3_sub": {"list_claims": {"sub": LIST + "2"}},
     "TSL-3_sub_missing": {"list_claims": {"sub": None}},
     "TSL-3_iat_missing": {"list_claims": {"iat": None}},
-    "iat_in_the_future": {"list_claims": {"iat": 1_795_000_100}},
     "TSL-5_expired": {"list_claims": {"exp": 1_794_999_900}},
     "exp_a_string": {"list_claims": {"exp": "1795000100"}},
     "ttl_a_string": {"list_claims": {"ttl": "1"}},
@@ -832,6 +834,60 @@ async def test_wait_revoked_by_the_stream_and_by_the_list(issuer: Issuer, verifi
     await asyncio.wait_for(verifier.wait_revoked(second), 5)
 
 
+@pytest.mark.parametrize("status", [{"status_list": {"idx": 1, "uri": LIST}}, None], ids=["with a status", "without"])
+async def test_wait_revoked_by_the_end_of_the_key(
+    issuer: Issuer, verifier: Verifier, now: Clock, other_key: rsa.RSAPrivateKey, status: Any
+) -> None:
+    """Whoever has stolen a key opens sockets with tokens of their own making, which no list names."""
+    issuer.keys = [issuer.kit._jwk, _public_jwk(other_key)]
+    claims = await verifier.verify(issuer.token(status=status))
+    assert claims.key_id == issuer.kit._jwk["kid"]
+    over = await verifier.verify(issuer.token(status=status, lifetime=60))
+    now.advance(61)
+    waits = [asyncio.create_task(verifier.wait_revoked(each)) for each in (claims, over)]
+    await asyncio.sleep(0)
+    issuer.keys = [_public_jwk(other_key)]
+    verifier._keys.hear_changed()
+    await asyncio.wait_for(asyncio.gather(*waits), 5)
+    await asyncio.wait_for(verifier.wait_revoked(claims), 5)
+
+
+async def test_a_key_that_goes_when_its_tokens_are_over_ends_nothing(
+    issuer: Issuer, verifier: Verifier, now: Clock, other_key: rsa.RSAPrivateKey
+) -> None:
+    """Rotation retires it, and sockets live longer than tokens."""
+    issuer.keys = [issuer.kit._jwk, _public_jwk(other_key)]
+    claims = await verifier.verify(issuer.token())
+    waiting = asyncio.create_task(verifier.wait_revoked(claims))
+    await asyncio.sleep(0)
+    now.advance(claims.expires - now() + 1)
+    issuer.keys = [_public_jwk(other_key)]
+    verifier._keys.hear_changed()
+    await until(lambda: verifier._keys.has_lost(claims.key_id))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(waiting, 0.02)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(verifier.wait_revoked(claims), 0.02)
+
+
+async def test_with_reject_nobody_waits_longer_than_others_are_let_in(issuer: Issuer, now: Clock) -> None:
+    """And not until the issuer is back."""
+    issuer.offers_stream = False
+    async with issuer.verifier(on_stale="reject", max_staleness=300) as strict, issuer.verifier() as lenient:
+        waits = [
+            asyncio.create_task(each.wait_revoked(await each.verify(indexed(issuer, 1)))) for each in (strict, lenient)
+        ]
+        await asyncio.sleep(0.01)
+        issuer.down = True
+        now.advance(299)
+        await asyncio.sleep(0.05)
+        assert [wait.done() for wait in waits] == [False, False]
+        now.advance(2)
+        await asyncio.wait_for(waits[0], 5)
+        assert not waits[1].done()
+        waits[1].cancel()
+
+
 async def test_everybody_is_woken_though_somebody_leaves_at_that_moment(
     issuer: Issuer, verifier: Verifier, now: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -909,10 +965,87 @@ def test_waking_a_loop_that_has_ended_is_nothing(issuer: Issuer) -> None:
         reference = claims.status
         assert reference is not None
         waiter = asyncio.get_running_loop().create_future()
-        verifier._revocations._waiters[reference] = {waiter: 0.0}
+        verifier._revocations._waiters[reference] = {waiter: claims}
 
     asyncio.run(wait())
     issuer.kit.revoke(token)
+
+
+async def test_a_list_from_the_future_says_what_was_revoked_all_the_same(issuer: Issuer) -> None:
+    """Our clock may be behind by more than the leeway: nothing else would speak against the token."""
+    issuer.revoked = {1}
+    issuer.list_claims = {"iat": int(issuer.clock()) + 100}
+    async with issuer.verifier() as verifier:
+        await refused(verifier, indexed(issuer, 1), "revoked")
+
+
+async def test_a_stream_that_is_cut_again_and_again_is_a_failure_each_time(
+    issuer: Issuer, verifier: Verifier, now: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a proxy, say: each time every list is asked for, so that it must become rarer. Said once, until it lasted."""
+
+    async def cut(times: int, *, after: float) -> None:
+        for _ in range(times):
+            opened = len(issuer.streams)
+            await connected(verifier)
+            now.advance(after)
+            issuer.streams[-1].end()
+            await until(lambda: len(issuer.streams) > opened)  # noqa: B023 - waited for at once
+
+    def told() -> int:
+        return [record.message.partition(":")[0] for record in caplog.records].count("verifier.stream_unsteady")
+
+    await verifier.verify(indexed(issuer, 1))
+    await cut(2, after=9)
+    assert told() == 0
+    await cut(5, after=9)
+    assert told() == 1
+    await cut(7, after=11)
+    assert told() == 1
+    await cut(5, after=0)
+    assert told() == 2
+
+
+def test_a_call_in_a_thread_follows_nothing_of_its_own(issuer: Issuer) -> None:
+    """A route that is no coroutine may verify in a loop of its own, beside the one in which the issuer is followed."""
+    verifier = issuer.verifier()
+
+    async def main() -> None:
+        await verifier.verify(indexed(issuer, 1))
+        await connected(verifier)
+        tasks = len(asyncio.all_tasks())
+        for _ in range(5):
+            await asyncio.to_thread(lambda: asyncio.run(_verify_another(verifier, issuer)))
+            await verifier.verify(indexed(issuer, 3))
+        assert len(issuer.streams) == 1
+        assert len(asyncio.all_tasks()) == tasks
+        await asyncio.to_thread(lambda: asyncio.run(verifier.aclose()))
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+
+    asyncio.run(main())
+
+
+async def _verify_another(verifier: Verifier, issuer: Issuer) -> None:
+    await verifier.verify(indexed(issuer, 2))
+
+
+async def test_what_asks_the_issuer_has_nothing_of_the_request_that_began_it(issuer: Issuer) -> None:
+    """Its log lines would bear that request's id for ever."""
+    seen = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request_id.get(""))
+        return (
+            issuer._list(request) if "lists" in request.url.path else httpx2.Response(200, json={"keys": issuer.keys})
+        )
+
+    issuer.keys_answer = issuer.list_answer = answer
+    request_id.set("of the first request")
+    async with issuer.verifier() as verifier:
+        await verifier.verify(indexed(issuer, 1))
+        await connected(verifier)
+        await until(lambda: len(seen) >= 2)
+    assert set(seen) == {""}
 
 
 def test_following_goes_on_in_another_loop(issuer: Issuer) -> None:
