@@ -5,6 +5,7 @@ is asked, and the issuer's own address when that is on this machine or `--online
 """
 
 import asyncio
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ LEAST_POSTGRES = 14
 ODD_CLOCK = timedelta(seconds=5)
 ONLINE_SECONDS = 5.0
 HASHES = 3
+RESTORE = "restore it from a backup; without one, `identity-service keys rotate --now`"
 SLOWEST_HASH = 0.5
 FASTEST_HASH = 0.005
 
@@ -189,9 +191,12 @@ def of_keys(settings: Settings, now: datetime) -> list[Finding]:
     try:
         ring = folder.read()
     except ConfigurationError as error:
-        fix = "" if "run:" in error.text else "`identity-service serve` makes the keys of a new installation"
+        fix = "`identity-service serve` makes the keys of a new installation" if folder.is_unused() else ""
         return [Finding("keys folder", "fail", error.text, fix)]
     private = Finding("keys folder", "ok", f"{settings.keys_dir} is private")
+    if not os.access(settings.keys_dir, os.W_OK):
+        text = f"{settings.keys_dir} cannot be written: no key can be rotated or revoked from here"
+        private = Finding("keys folder", "warn", text, "make it writable")
     return [private, encryption(settings), active_key(settings, ring, now), standby_key(ring, now)]
 
 
@@ -210,7 +215,7 @@ def active_key(settings: Settings, ring: Keyring, now: datetime) -> Finding:
     try:
         key = ring.signer(now)
     except KeysUnavailable as error:
-        return Finding("active key", "fail", f"nothing can sign: {error.detail}", "restore the folder from a backup")
+        return Finding("active key", "fail", f"nothing can sign: {error.detail}", RESTORE)
     age = now - (key.signs_from or now)
     text = f"{key.kid} has signed for {counted(age.days, 'day')}"
     if settings.key_rotation_period and age > settings.key_rotation_period + timedelta(days=1):
@@ -227,6 +232,9 @@ def standby_key(ring: Keyring, now: datetime) -> Finding:
     if not standby:
         text = "none: verifiers do not know yet what will sign next"
         return Finding("standby key", "fail", text, "`identity-service keys rotate` makes one")
+    if standby[0].private is None:
+        text = f"{standby[0].kid}.pem is missing: it cannot sign when its turn comes"
+        return Finding("standby key", "fail", text, RESTORE)
     return Finding("standby key", "ok", f"{standby[0].kid} is published")
 
 

@@ -1,8 +1,9 @@
 """The keys folder: `keyring.json` lists the keys with their public halves, `<kid>.pem` holds a private half.
 
 Every change happens under a lock and is decided by one rename of `keyring.json`: before it the old ring is in force,
-after it the new one. New private halves are written before that rename and spent ones destroyed after it, so a crash
-at any step leaves a folder that can be read.
+after it the new one. The new ring is written beside the old one first, then new private halves; spent ones are
+destroyed after the rename. So a crash at any step leaves a folder that can be read, and private halves without any ring
+are those of a ring that was lost.
 """
 
 import fcntl
@@ -13,7 +14,7 @@ import re
 import stat
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -85,6 +86,10 @@ class KeyFolder:
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be read: {error.strerror}.") from None
 
+    def is_unused(self) -> bool:
+        """Whether there is neither a keyring nor a private half, so that `create` makes the first keys."""
+        return not (self.path / RING).exists() and not self._private_halves()
+
     def version(self) -> tuple[int, int]:
         """Return a value that changes whenever the keyring does; raises OSError when it cannot be seen."""
         seen = (self.path / RING).stat()
@@ -155,6 +160,7 @@ class KeyFolder:
             ) from None
         with self._locked():
             if self.is_empty():
+                self._refuse_orphans()
                 self._write(rules.first_keys(lambda: fresh_key(now), self.lifetimes), now)
             return self.read()
 
@@ -216,12 +222,13 @@ class KeyFolder:
             return ring, ring
 
     def _write(self, ring: Keyring, now: datetime) -> None:
-        for key in ring.keys:
-            if key.private is not None and not self._private_path(key.kid).exists():
-                pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, self._encryption())
-                _write_atomically(self._private_path(key.kid), pem)
         listed = {"version": VERSION, "keys": [_entry(key) for key in ring.keys]}
-        _write_atomically(self.path / RING, json.dumps(listed, indent=1).encode())
+        with _written(self.path / RING, json.dumps(listed, indent=1).encode()):
+            for key in ring.keys:
+                if key.private is not None and not self._private_path(key.kid).exists():
+                    pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, self._encryption())
+                    with _written(self._private_path(key.kid), pem):
+                        pass
         try:
             self.destroy_spent(ring, now=now)
             # Left by a crash: private halves that no ring names, and files whose writing never ended.
@@ -288,11 +295,22 @@ class KeyFolder:
             raise ConfigurationError(f"{path} is not an RSA key.")
         return private
 
+    def _private_halves(self) -> list[Path]:
+        return [path for path in self.path.glob("*.pem") if _LEFTOVER.fullmatch(path.name)]
+
     def _private_path(self, kid: str) -> Path:
         return self.path / f"{kid}.pem"
 
     def _encryption(self) -> KeySerializationEncryption:
         return NoEncryption() if self.passphrase is None else BestAvailableEncryption(self.passphrase)
+
+    def _refuse_orphans(self) -> None:
+        """Refuse to begin anew where private halves are left of a ring that is gone: beginning would destroy them."""
+        if self._private_halves() and not _unfinished(self.path / RING).exists():
+            raise ConfigurationError(
+                f"{self.path} holds private keys but no {RING}; restore it from a backup, "
+                "or move them away to begin anew."
+            )
 
     def _refuse_folder_open_to_others(self) -> None:
         try:
@@ -348,15 +366,27 @@ def _uint(value: str) -> int:
     return int.from_bytes(urlsafe_b64decode(value + "=" * (-len(value) % 4)), "big")
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file with one that is complete and on disk, readable by its owner alone."""
-    temporary = path.with_name(f".{path.name}{_UNFINISHED}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _unfinished(path: Path) -> Path:
+    """Return where a file is while it is being written."""
+    return path.with_name(f".{path.name}{_UNFINISHED}")
+
+
+@contextmanager
+def _written(path: Path, content: bytes) -> Iterator[None]:
+    """Write a file that is complete, on disk and for its owner alone. It takes its place at the context's end."""
+    temporary = _unfinished(path)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     _sync_folder(path.parent)
 
 

@@ -238,12 +238,13 @@ def rotated(
     """
     if any(requested_at <= key.created_at <= now + CLOCK_SKEW for key in ring.keys):
         return ring
-    standby = ring.standby(now) or fresh()
+    able = _without_lost(ring, now)
+    standby = able.standby(now) or fresh()
     scheduled = standby.signs_from is not None
     if scheduled and not at_once:
         return ring
     signs_from = now if at_once else max(now, standby.created_at + publish_window)
-    ring = _with(ring, replace(standby, signs_from=signs_from))
+    ring = _with(able, replace(standby, signs_from=signs_from))
     needed = tuple(status.key for status in ring.statuses(now) if status.state is not KeyState.RETIRED)
     return _with_one_in_waiting(replace(ring, keys=needed), fresh, now)
 
@@ -269,10 +270,16 @@ def revoked(ring: Keyring, kid: str, fresh: FreshKey, *, now: datetime) -> Keyri
     if key.revoked_by(now):
         return ring
     was = ring.status(key, now).state
-    ring = _with(ring, replace(key, revoked_at=now, private=None))
+    ring = _without_lost(_with(ring, replace(key, revoked_at=now, private=None)), now)
     if was is KeyState.ACTIVE:
         ring = _with(ring, replace(ring.standby(now) or fresh(), signs_from=now))
     return _with_one_in_waiting(ring, fresh, now)
+
+
+def _without_lost(ring: Keyring, now: datetime) -> Keyring:
+    """Return the ring without keys that lost their private half before their turn: they never signed, and never can."""
+    kept = tuple(key for key in ring.keys if key.private is not None or key.took_over_by(now) or key.revoked_by(now))
+    return replace(ring, keys=kept)
 
 
 def _with(ring: Keyring, changed: Key) -> Keyring:

@@ -63,6 +63,7 @@ class LiveKeyring:
         """Keys that were promoted here, and when: the audit hears of them once the database is there."""
         self._changing = threading.Lock()
         """Without it a thread that read the folder before a change could put the old ring into force after it."""
+        self._trouble = ""
         self._document: tuple[tuple[Key, ...], jwks.JwksDocument] | None = None
 
     def jwks(self, now: datetime) -> jwks.JwksDocument:
@@ -123,8 +124,12 @@ class LiveKeyring:
                         log.info("keyring.rotation_scheduled", extra={"signs_from": promoted.signs_from.isoformat()})
                 if self.folder.destroy_spent(self.current, now=now):
                     self.current = self.folder.read(self.current)
+                self._trouble = ""
             except (ConfigurationError, OSError) as error:
-                log.error("keyring.unreadable", extra={"detail": str(error)})  # noqa: TRY400 - the cause is in the text
+                # Said once: it is tried again every few seconds.
+                level = logging.DEBUG if str(error) == self._trouble else logging.ERROR
+                self._trouble = str(error)
+                log.log(level, "keyring.unusable", extra={"detail": self._trouble})
         return promoted
 
     def _take_up(self, now: datetime) -> None:

@@ -17,6 +17,7 @@ from identity_service.database import SCHEMA_HEAD
 from identity_service.settings import Settings
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import TokenLifetimes
+from identity_service.signing.live import key_folder
 from tests.cli.conftest import Command
 from tests.conftest import PASSWORD, START
 from tests.services import Service, free_port
@@ -119,6 +120,26 @@ def test_keys_that_others_can_read_fail_with_the_command_that_mends_it(well):
 def test_no_keys_fail(well, tmp_path):
     (found,) = doctor.of_keys(changed(well, keys_dir=tmp_path / "none"), START)
     assert (found.state, "serve" in found.fix) == ("fail", True)
+
+
+def test_a_ring_that_is_gone_is_not_taken_for_a_new_installation(well):
+    (well.keys_dir / "keyring.json").unlink()
+    (found,) = doctor.of_keys(well, START)
+    assert (found.state, found.fix) == ("fail", "")
+
+
+def test_a_standby_key_that_cannot_sign_fails(well):
+    standby = key_folder(well).read().standby(START)
+    assert standby is not None
+    (well.keys_dir / f"{standby.kid}.pem").unlink()
+    found = {found.check: found for found in doctor.of_keys(well, START)}["standby key"]
+    assert (found.state, "rotate" in found.fix) == ("fail", True)
+
+
+def test_a_keys_folder_that_cannot_be_written_is_found(well, monkeypatch):
+    """Mounted read-only, say. The superuser may write to all others."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert doctor.of_keys(well, START)[0].state == "warn"
 
 
 def test_a_private_half_from_before_the_passphrase_is_found(well, tmp_path):

@@ -115,6 +115,45 @@ def test_a_private_half_that_is_destroyed_while_it_is_read_is_one_that_is_gone(f
     assert key.private is None
 
 
+@pytest.mark.parametrize("change", ["rotate", "revoke"])
+def test_a_standby_key_without_its_private_half_is_never_promoted(folder, change):
+    """A file that was lost, or not restored: promoted, it would leave nothing that signs."""
+    active, standby = (status.key.kid for status in folder.read().statuses(START))
+    (folder.path / f"{standby}.pem").unlink()
+    ring = rotate(folder) if change == "rotate" else folder.revoke(active, now=LATER).ring
+    assert ring.find(standby) is None
+    assert ring.signer(LATER).kid in pems(folder)
+    assert len(ring.published(LATER)) == (3 if change == "rotate" else 2)
+
+
+def test_a_scheduled_key_without_its_private_half_is_replaced_by_the_next_rotation(folder):
+    now = START + timedelta(minutes=1)
+    lost = rotate(folder, now, at_once=False).standby(now)
+    (folder.path / f"{lost.kid}.pem").unlink()
+    ring = rotate(folder, now + timedelta(minutes=1), at_once=False)
+    assert ring.find(lost.kid) is None
+    assert ring.signer(LATER).kid in pems(folder)
+
+
+def test_private_halves_without_a_ring_are_not_destroyed_for_a_new_one(folder):
+    halves = pems(folder)
+    (folder.path / "keyring.json").unlink()
+    assert not folder.is_unused()
+    with pytest.raises(ConfigurationError, match=r"no keyring\.json; restore it"):
+        folder.create(now=LATER)
+    assert pems(folder) == halves
+
+
+def test_a_change_that_failed_leaves_nothing_half_written(folder, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigurationError, match="No space left"):
+        rotate(folder)
+    assert not list(folder.path.glob(".*.new"))
+
+
 def test_rotating_while_one_is_scheduled_writes_nothing(folder):
     now = START + timedelta(minutes=1)
     rotate(folder, now, at_once=False)

@@ -166,4 +166,7 @@ def test_a_folder_that_fails_leaves_the_keys_in_force(folder, content, caplog):
         (folder.path / "keyring.json").write_text(content)
     keys.tend(DAY)
     assert keys.current is ring
-    assert "keyring.unreadable" in caplog.text
+    assert "keyring.unusable" in caplog.text
+    assert [record.levelname for record in caplog.records if record.message == "keyring.unusable"] == ["ERROR"]
+    keys.tend(DAY)
+    assert caplog.text.count("keyring.unusable") == 1, "said once, although it is tried every few seconds"
