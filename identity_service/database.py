@@ -41,6 +41,9 @@ _AWAY = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.ObjectNotInPrerequisiteStateError,
+    # A pooler in transaction mode that keeps no prepared statements.
+    asyncpg.DuplicatePreparedStatementError,
+    asyncpg.InvalidSQLStatementNameError,
     # The schema is not there yet, or not any more: a deploy is under way.
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedColumnError,
@@ -75,10 +78,11 @@ class StatementFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a server says of itself: its major version, and its clock."""
+    """What a server says of itself: its major version, its clock, and whether it takes writes."""
 
     version: int
     now: datetime
+    read_only: bool
 
 
 class _Held(NamedTuple):
@@ -144,9 +148,17 @@ class _Lending:
     async def close(self) -> None:
         """Return to the pool what is at hand, and from now on whatever comes back: it waits for all of it."""
         self._keeps = False
+        await self._let_go_of_idle()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+
+    async def renew(self) -> None:
+        """Have every connection opened anew: each began with settings that a server has changed since."""
+        await self._pool.expire_connections()
+        await self._let_go_of_idle()
+
+    async def _let_go_of_idle(self) -> None:
         while self._idle:
             await self._let_go(self._idle.popleft())
-        await asyncio.gather(*self._opening, return_exceptions=True)
 
     async def _wait(self) -> _Held:
         loop = asyncio.get_running_loop()
@@ -245,6 +257,8 @@ class _Loan:
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         with suppress(*_AWAY, asyncpg.PostgresError):  # the pool closes what it cannot take back
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                await self._lending.renew()
             await self._lending.give_back(self._held, clean=error is None)
         if isinstance(error, _CONFLICTS):
             raise _unavailable(error, "The request conflicted with another one; try again.") from error
@@ -353,10 +367,13 @@ class Database:
     async def server(self) -> Server:
         async with self.connection() as connection:
             row = await connection.fetchrow(
-                "SELECT current_setting('server_version_num')::int / 10000 AS version, clock_timestamp() AS now"
+                """
+                SELECT current_setting('server_version_num')::int / 10000 AS version, clock_timestamp() AS now,
+                       current_setting('transaction_read_only')::boolean AS read_only
+                """
             )
         assert row is not None, "it selects one row"
-        return Server(row["version"], row["now"])
+        return Server(row["version"], row["now"], row["read_only"])
 
     async def schema_revision(self) -> str | None:
         """Return the migration the schema stands at, None when there is no schema."""

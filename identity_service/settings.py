@@ -5,6 +5,7 @@ the file in the same variable with `_FILE` behind it. `DATABASE_URL` is accepted
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -46,7 +47,21 @@ def _seconds(value: object) -> object:
 
 
 def _words(value: object) -> object:
-    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            raise ValueError("must be words separated by spaces or commas, or a JSON array of strings")
+        return tuple(value)
+    return tuple(value.replace(",", " ").split())
+
+
+def _in_any_case(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _between(least: int, most: timedelta) -> AfterValidator:
@@ -66,7 +81,7 @@ Lifetime = Annotated[timedelta, BeforeValidator(_seconds), _between(1, timedelta
 AccessLifetime = Annotated[timedelta, BeforeValidator(_seconds), _between(1, timedelta(seconds=MAXIMUM_LIFETIME))]
 Retention = Annotated[timedelta, BeforeValidator(_seconds), _between(0, timedelta(days=36500))]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Switch = Literal["on", "off"]
+Switch = Annotated[Literal["on", "off"], BeforeValidator(_in_any_case)]
 
 
 def _networks(value: object) -> object:
@@ -101,7 +116,7 @@ class Settings(BaseModel):
     database_url: SecretStr | None = None
     database_pool_size: Annotated[int, Field(ge=1, le=500)] = 20
     embedded_dir: Path = Path(".local/postgres")
-    migrate_on_start: Literal["auto", "on", "off"] = "auto"
+    migrate_on_start: Annotated[Literal["auto", "on", "off"], BeforeValidator(_in_any_case)] = "auto"
 
     bind: str = "127.0.0.1:8000"
     workers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -112,7 +127,7 @@ class Settings(BaseModel):
     trusted_proxies: Networks = ()
     throttle_exempt: Networks = ()
     drain: Window = timedelta(0)
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_in_any_case)] = "info"
 
     keys_dir: Path = Path("keys")
     keys_passphrase: SecretStr | None = None
@@ -127,7 +142,7 @@ class Settings(BaseModel):
 
     audit_retention: Retention = timedelta(days=400)
 
-    signup: Literal["open", "closed"] = "open"
+    signup: Annotated[Literal["open", "closed"], BeforeValidator(_in_any_case)] = "open"
     docs: Switch = "on"
     password_grant: Switch = "on"  # noqa: S105 - a switch, not a secret
     password_min_length: Annotated[int, Field(ge=8, le=256)] = 15
@@ -262,6 +277,9 @@ class Settings(BaseModel):
             raise ValueError("IDENTITY_ARGON2_TIME_COST times IDENTITY_ARGON2_PARALLELISM must be at most 256")
         if self.metrics_bind == self.bind:
             raise ValueError("IDENTITY_METRICS_BIND must be another address than IDENTITY_BIND")
+        if "refresh_retry_window" not in self.model_fields_set:
+            shortest = min(self.refresh_lifetime, self.session_lifetime) / 2
+            object.__setattr__(self, "refresh_retry_window", min(self.refresh_retry_window, shortest))
         for name in ("refresh_lifetime", "session_lifetime"):
             if self.refresh_retry_window >= getattr(self, name):
                 raise ValueError(f"IDENTITY_REFRESH_RETRY_WINDOW must be shorter than IDENTITY_{name.upper()}")

@@ -526,6 +526,16 @@ async def test_while_none_can_be_opened_those_that_are_lent_serve_everybody(data
     assert len(refused) == 3, "it asks again and again"
 
 
+async def test_a_pooler_that_keeps_no_prepared_statements_is_a_database_that_is_away(database_url):
+    """Older ones in transaction mode hand one client the statements of another."""
+    async with open_database(database_url, pool_size=1) as database:
+        with pytest.raises(DatabaseUnavailable) as away:  # noqa: PT012
+            async with database.connection() as db:
+                await db.execute("PREPARE same AS SELECT 1")
+                await db.execute("PREPARE same AS SELECT 1")
+        assert "DuplicatePreparedStatement" in away.value.detail
+
+
 async def test_after_a_rest_another_one_is_opened_where_none_could_be(database_url, monkeypatch):
     acquire = asyncpg.Pool.acquire
 

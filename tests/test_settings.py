@@ -83,15 +83,13 @@ def test_the_default_issuer_follows_the_port():
             "IDENTITY_ARGON2_MEMORY_KIB times",
         ),
         ({"IDENTITY_ARGON2_TIME_COST": "17", "IDENTITY_ARGON2_PARALLELISM": "16"}, "IDENTITY_ARGON2_TIME_COST times"),
-        ({"IDENTITY_SESSION_LIFETIME": "20"}, "WINDOW must be shorter than IDENTITY_SESSION_LIFETIME"),
-        ({"IDENTITY_REFRESH_LIFETIME": "20"}, "WINDOW must be shorter than IDENTITY_REFRESH_LIFETIME"),
         (
             {"IDENTITY_REFRESH_RETRY_WINDOW": "-1"},
             "WINDOW: must be a number of seconds from 0 to 31536000.",
         ),
         ({"IDENTITY_ACCESS_LIFETIME": "0"}, "LIFETIME: must be a number of seconds from 1 to 86400."),
         ({"IDENTITY_REFRESH_LIFETIME": "0.5"}, "LIFETIME: must be a number of seconds from 1 to 315360000."),
-        ({"IDENTITY_AUDIENCE": '["orders", "todos"]'}, "IDENTITY_AUDIENCE: must be names separated by spaces"),
+        ({"IDENTITY_AUDIENCE": "'orders'"}, "IDENTITY_AUDIENCE: must be names separated by spaces"),
         (
             {"IDENTITY_ACCESS_LIFETIME": "86401"},
             "LIFETIME: must be a number of seconds from 1 to 86400.",
@@ -215,3 +213,22 @@ def test_plain_http_is_for_this_machine_only(issuer):
     else:
         with pytest.raises(ConfigurationError):
             load({"IDENTITY_ISSUER_URL": issuer})
+
+
+@pytest.mark.parametrize("name", ["IDENTITY_REFRESH_LIFETIME", "IDENTITY_SESSION_LIFETIME"])
+def test_a_short_lifetime_alone_makes_the_retry_window_shorter(name):
+    assert load({name: "10"}).settings.refresh_retry_window == timedelta(seconds=5)
+    with pytest.raises(ConfigurationError, match="RETRY_WINDOW must be shorter"):
+        load({name: "10", "IDENTITY_REFRESH_RETRY_WINDOW": "30"})
+
+
+def test_words_of_a_choice_are_taken_in_any_case():
+    settings = load({"IDENTITY_LOG_LEVEL": "INFO", "IDENTITY_SIGNUP": "Closed", "IDENTITY_DOCS": "OFF"}).settings
+    assert (settings.log_level, settings.signup, settings.docs) == ("info", "closed", "off")
+
+
+def test_a_list_may_be_a_json_array():
+    assert load({"IDENTITY_AUDIENCE": '["api", "orders"]'}).settings.audience == ("api", "orders")
+    for wrong in ("[api]", '["api", 1]', '{"a": 1}', '["api"'):
+        with pytest.raises(ConfigurationError, match="IDENTITY_AUDIENCE"):
+            load({"IDENTITY_AUDIENCE": wrong})

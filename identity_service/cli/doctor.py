@@ -29,6 +29,7 @@ from identity_service.database import SCHEMA_HEAD, Database
 from identity_service.embedded import is_made
 from identity_service.errors import ConfigurationError, DatabaseUnavailable, KeysUnavailable
 from identity_service.revocation import CHANNEL
+from identity_service.revocation.feed import RevocationFeed
 from identity_service.settings import Loaded, Settings
 from identity_service.shell import utc_now
 from identity_service.signing.keyring import CLOCK_SKEW, Keyring, KeyState
@@ -320,13 +321,18 @@ async def of_database(settings: Settings, *, embedded: bool = False) -> list[Fin
         place = place_of(settings.database_url.get_secret_value())
         found = [await server(db, place, embedded=embedded), await database_clock(db), await pooler(db)]
         migrated = await schema(db)
-        return [*found, migrated] if migrated.state == "fail" else [*found, migrated, await administrator(db)]
+        if migrated.state == "fail":
+            return [*found, migrated]
+        return [*found, migrated, await revocations(db), await administrator(db)]
 
 
 async def server(db: Database, place: str, *, embedded: bool) -> Finding:
-    number = (await db.server()).version
-    text = f"PostgreSQL {number} at {place}"
-    if number < LEAST_POSTGRES:
+    found = await db.server()
+    text = f"PostgreSQL {found.version} at {place}"
+    if found.read_only:
+        fix = "name the primary; of several hosts `?target_session_attrs=primary` finds it"
+        return Finding("database", "fail", f"{text} takes no writes: it is a standby, or was made read-only", fix)
+    if found.version < LEAST_POSTGRES:
         return Finding("database", "warn", text, f"upgrade to PostgreSQL {LEAST_POSTGRES} or newer")
     if embedded:
         return Finding("database", "warn", "the embedded Postgres, which is for development", "set DATABASE_URL")
@@ -354,6 +360,16 @@ async def schema(db: Database) -> Finding:
         return Finding("schema", "fail", text, "`identity-service migrate`")
     newer = "" if revision == SCHEMA_HEAD else f", newer than the {SCHEMA_HEAD} of this release"
     return Finding("schema", "ok", f"stands at {revision}{newer}")
+
+
+async def revocations(db: Database) -> Finding:
+    """Look at them as a running service does: the role may lack a privilege that nothing else needs."""
+    try:
+        await RevocationFeed(db).look(utc_now())
+    except DatabaseUnavailable as error:
+        text = f"they cannot be read, and nobody hears of a logout: {error.detail}"
+        return Finding("revocations", "fail", text, "grant the role what it lacks")
+    return Finding("revocations", "ok", "they can be read")
 
 
 async def administrator(db: Database) -> Finding:

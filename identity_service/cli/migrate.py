@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from identity_service.cli.environment import load_settings, schema_revision, with_database_url
 from identity_service.database import SCHEMA_HEAD
+from identity_service.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -19,8 +20,25 @@ def migrate() -> None:
             print(f"The schema is up to date ({before}).")
             return
         assert settings.database_url is not None, "with_database_url gives one"
-        upgrade(settings.database_url.get_secret_value())
+        _upgrade_or_say_why(settings.database_url.get_secret_value())
         print(f"Migrated the schema from {before or 'nothing'} to {SCHEMA_HEAD}.")
+
+
+def _upgrade_or_say_why(database_url: str) -> None:
+    """Run the migrations.
+
+    Raises:
+        DatabaseUnavailable: the database refuses one, such as for want of a privilege, or lets it wait for a lock.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        upgrade(database_url)
+    except DBAPIError as error:
+        reason = getattr(error.orig, "__cause__", None) or error.orig
+        raise DatabaseUnavailable(
+            "The schema was not migrated; migrations that are done stay.", detail=f"{type(reason).__name__}: {reason}"
+        ) from None
 
 
 def upgrade(database_url: str, revision: str = SCHEMA_HEAD) -> None:

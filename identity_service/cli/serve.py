@@ -44,6 +44,8 @@ def serve(
             os.environ[name] = str(value)
     # So that a polite kill unwinds the contexts below, and nothing is left running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the terminal is closed; `nohup` ignores it
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     _allow_open_files()
     settings = load_settings()
     with _listener(settings) as listener:
@@ -153,7 +155,7 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
     logs.configure(settings.log_level)
     if settings.workers > 1:
         with shared_registry() as registry, exported(settings, registry):
-            Multiprocess(_config(settings, "identity_service.app:from_environment"), sockets=[listener]).run()
+            _Workers(_config(settings, "identity_service.app:from_environment"), sockets=[listener]).run()
         return
     app = create_app(settings, keys)
     server = uvicorn.Server(_config(settings, edge_of(app)))
@@ -162,6 +164,14 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
         server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("The service did not start; see the lines above.")
+
+
+class _Workers(Multiprocess):
+    def terminate_all(self) -> None:
+        """Stop the workers. The listener here goes first, or the kernel would take connections that nobody answers."""
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
 
 
 def _config(settings: Settings, app: Edge | str) -> uvicorn.Config:

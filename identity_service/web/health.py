@@ -50,7 +50,7 @@ async def _missing(runtime: Runtime) -> list[str]:
     done, _ = await asyncio.wait({looking}, timeout=PING_SECONDS)
     looking.cancel()
     stands = looking.result() if done else None
-    if stands is None:
+    if stands is None or (stands and not runtime.revocations.is_current):  # a table that cannot be read, say
         missing.append("database")
     elif not stands:
         missing.append("schema")
@@ -62,9 +62,11 @@ async def _missing(runtime: Runtime) -> list[str]:
 
 
 async def _schema_stands(runtime: Runtime) -> bool | None:
-    """Return whether the schema is what this release needs, None when the database does not say."""
+    """Return whether the schema is what this release needs, None when the database does not say or takes no writes."""
     try:
         revision = await runtime.database.schema_revision()
+        if (await runtime.database.server()).read_only:
+            return None
     except DatabaseUnavailable:
         return None
     # A newer schema serves this release too: migrations expand before they contract.

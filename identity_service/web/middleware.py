@@ -123,7 +123,7 @@ class Edge:
     def answer_at_once(self, scope: Scope, send: Send) -> bool:
         """Answer a request for a document that is at hand; anything unusual about it takes the ordinary way."""
         route = self._at_once.get((scope["method"], scope["raw_path"]))
-        if route is None:
+        if route is None or self._is_draining():
             return False
         started = time.perf_counter()
         scope["app"] = self._framework
@@ -268,12 +268,18 @@ class Edge:
         finished.append((b"x-request-id", scope["identity.request_id"].encode()))
         if origin is not None and scope["path"] in _COOKIE_PATHS:
             finished.append((b"access-control-allow-credentials", b"true"))
+        if self._is_draining():  # or the next request on this connection would meet its end
+            finished.append((b"connection", b"close"))
         return finished
+
+    def _is_draining(self) -> bool:
+        draining: bool = self._framework.state.draining
+        return draining
 
     def write(self, response: Response, scope: Scope, send: Send) -> bool:
         """Write a whole answer with the same headers, if the server takes one; see `protocol.write_whole`."""
         given = tuple(pair for pair in response.raw_headers if pair[0] != b"content-length")
-        if len(given) == len(response.raw_headers) or scope["path"] in _COOKIE_PATHS:
+        if len(given) == len(response.raw_headers) or scope["path"] in _COOKIE_PATHS or self._is_draining():
             return False  # it does not say how long it is, or has headers that the lines kept here do not have
         own = b"content-length: %d\r\nx-request-id: %b\r\n"
         own %= len(response.body), scope["identity.request_id"].encode()

@@ -457,6 +457,19 @@ def test_config_show_masks_the_password_of_the_database(command: Command):
     assert len({line.rindex("  ") for line in lines}) == 1, "the last column is one"
 
 
+def test_a_migration_that_the_database_refuses_is_said_in_one_line(command: Command, new_database):
+    url = new_database("refusing")
+
+    async def stand_in_the_way() -> None:
+        async with open_database(url, pool_size=1) as database, database.connection() as db:
+            await db.execute("CREATE TABLE users (id integer)")
+
+    asyncio.run(stand_in_the_way())
+    refused = command("migrate", DATABASE_URL=url)
+    assert (refused.code, refused.err.count("\n")) == (5, 1), refused.err
+    assert "already exists" in refused.err
+
+
 def test_migrate_says_what_it_did(command: Command, new_database):
     url = new_database("by_command")
     assert command("migrate", DATABASE_URL=url).out == f"Migrated the schema from nothing to {SCHEMA_HEAD}.\n"

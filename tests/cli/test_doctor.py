@@ -13,7 +13,7 @@ import pytest
 
 from identity_service.cli import doctor
 from identity_service.cli.doctor import Finding
-from identity_service.database import SCHEMA_HEAD
+from identity_service.database import SCHEMA_HEAD, open_database
 from identity_service.settings import Settings
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import TokenLifetimes
@@ -226,8 +226,29 @@ async def test_a_database_that_is_well_has_only_nobody_to_administer_it(well):
         "database clock": "ok",
         "pooler": "ok",
         "schema": "ok",
+        "revocations": "ok",
         "administrator": "warn",
     }
+
+
+async def test_a_database_that_takes_no_writes_fails(well, new_database):
+    """A standby, say, which answers everything that only reads."""
+    url = await asyncio.to_thread(new_database, "read_only", "pristine")
+    async with open_database(url, pool_size=1) as database, database.connection() as db:
+        await db.execute("ALTER DATABASE read_only SET default_transaction_read_only = on")
+    found = named(await doctor.of_database(changed(well, database_url=url)), "database")
+    assert (found.state, "target_session_attrs" in found.fix) == ("fail", True)
+
+
+async def test_revocations_that_the_role_may_not_read_fail(well, api):
+    """Nothing else needs that privilege, and nobody would hear of a logout."""
+    async with api.database.connection() as db:
+        await db.execute("ALTER SEQUENCE status_index_seq RENAME TO status_index_seq_away")
+        try:
+            found = await doctor.revocations(api.database)
+        finally:
+            await db.execute("ALTER SEQUENCE status_index_seq_away RENAME TO status_index_seq")
+    assert found.state == "fail"
 
 
 async def test_the_embedded_database_is_a_warning(well):

@@ -14,12 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import jwt
 import pytest
 
 from identity_service import embedded
+from identity_service.cli.serve import _Workers
 from identity_service.errors import ConfigurationError
 from identity_service.verifier import TokenRejected, Verifier
 from tests.cli.conftest import StartService
@@ -328,6 +330,23 @@ def test_a_polite_stop_turns_readiness_first(serve: StartService):
     assert (answer.status_code, answer.json()["missing"]) == (503, ["draining"])
     assert service.get("/health").status_code == 200
     service.finish()
+
+
+def test_a_terminal_that_is_closed_stops_it_like_a_polite_kill(serve: StartService):
+    service = serve(IDENTITY_DRAIN="0")
+    service.wait_until_ready()
+    service.process.send_signal(signal.SIGHUP)
+    service.finish()
+    assert service.process.returncode == 0
+
+
+def test_workers_are_told_to_stop_when_no_more_connections_are_taken():
+    """Or the kernel would take some for as long as the last of them works, and reset them all at the end."""
+    listener, seen = socket.create_server(("127.0.0.1", 0)), []
+    workers = object.__new__(_Workers)
+    workers.sockets, workers.processes = [listener], [Mock(terminate=lambda: seen.append(listener.fileno()))]
+    workers.terminate_all()
+    assert seen == [-1]
 
 
 def test_nothing_it_prints_or_writes_outside_the_keys_folder_holds_a_secret(serve: StartService, open_folder: Path):

@@ -64,6 +64,15 @@ async def alive(api: Api, path: str = "/health") -> tuple[int, Any]:
     return answer.status_code, answer.json()
 
 
+async def ready_soon(api: Api) -> bool:
+    """The revocations are read again a second after they could not be."""
+    for _ in range(100):
+        if await ready(api) == READY:
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
 @asynccontextmanager
 async def administering(url: str) -> AsyncIterator[tuple[Connection, str]]:
     """A connection beside the database, and the database's name."""
@@ -177,7 +186,7 @@ async def test_a_fresh_database_has_no_schema(start_api: StartApi, empty_url):
         answer = await api.http.post("/users", json={"username": "alice", "password": PASSWORD})
         assert seen(answer) == PROBLEM
         await asyncio.to_thread(upgrade, empty_url)
-        assert await ready(api) == READY
+        assert await ready_soon(api)
         await api.sign_up("alice")
 
 
@@ -232,6 +241,34 @@ async def test_a_service_that_is_about_to_stop_sends_the_next_request_elsewhere_
     assert await ready(api) == missing("draining")
     assert await alive(api) == OK
     assert (await api.me((await alice.log_in())["access_token"])).status_code == 200
+
+
+async def test_who_is_answered_by_a_service_that_is_about_to_stop_connects_anew(api, alice):
+    """Or the next request on the connection would meet its end."""
+    jwks = "/.well-known/jwks.json"
+    assert "connection" not in (await api.http.get(jwks)).headers
+    api.app.state.draining = True
+    assert (await api.http.get(jwks)).headers["connection"] == "close"
+    assert (await api.refresh((await alice.log_in())["refresh_token"])).headers["connection"] == "close"
+
+
+async def test_a_database_that_takes_no_writes_is_missing_until_it_does(start_api: StartApi, own_url):
+    """A standby, or a primary that was made one: every login would fail. Its connections are not kept afterwards."""
+    async with start_api(database_url=own_url) as api, administering(own_url) as (server, name):
+        alice = await api.sign_up("alice")
+        await server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        assert await ready(api) == missing("database")
+        assert (await api.token(grant_type="password", username="alice", password=PASSWORD)).status_code == 503
+        await server.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+        await asyncio.gather(*(api.token(grant_type="password", username="alice", password=PASSWORD) for _ in range(3)))
+        assert await ready(api) == READY
+        assert await alice.log_in()
+
+
+async def test_a_service_that_cannot_read_the_revocations_is_not_ready(api, monkeypatch):
+    monkeypatch.setattr("identity_service.revocation.feed.VOUCHED_SECONDS", 0)
+    assert await ready(api) == missing("database")
 
 
 async def test_everything_that_is_missing_is_named_at_once(start_api: StartApi, own_url):
