@@ -162,7 +162,7 @@ class ClientBuiltIn(IdentityError):
 class ClientInvalid(IdentityError):
     """An administrator asks for a client that there cannot be. Not to be mixed up with `ClientRejected`."""
 
-    default_text = "There cannot be such a client."
+    default_text = "The client cannot be defined like this."
 
 
 class ClientNotAllowed(IdentityError):
@@ -219,7 +219,7 @@ class KeysUnavailable(Unavailable):
 
 
 class TooManyFollowers(Unavailable):
-    """As many follow the revocations as one process serves, or as one place of the network gets."""
+    """No room for another stream of revocations: in this process, or for this network address."""
 
 
 class HashingOverloaded(Unavailable):

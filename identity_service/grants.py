@@ -227,7 +227,7 @@ async def _issue(
     now: datetime,
     limits: SessionLimits,
 ) -> IssuedTokens:
-    """Sign the two tokens of a session. A role lost since the login takes its scopes along."""
+    """Sign the two tokens of a session. Scopes of a role that was taken away since the login are left out."""
     settings = runtime.settings
     given = roles.given(session.roles, session.role_scopes)
     scope = tuple(name for name in scope if name in given)

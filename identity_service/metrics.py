@@ -1,8 +1,8 @@
 """What is counted and timed, in Prometheus' terms. How a scrape gets at it is the business of `cli.exporter`.
 
 Rules know nothing of it: `web.middleware` tells of every answer and of the audit events recorded on the way to it,
-`web.token`, `web.login` and `grants` of tokens, and `app` looks every few seconds at what has a level. No label names a
-user, an address or a client: who asks must not decide how many series there are.
+`web.token`, `web.login` and `grants` of tokens, and `housekeeping` of what it records and, every few seconds, of what
+has a level. No label names a user, an address or a client: who asks must not decide how many series there are.
 """
 
 from collections.abc import Mapping

@@ -60,7 +60,7 @@ class Runtime:
         return (*others, issuer) if client.first_party else others
 
     async def change_keys(self, change: Callable[[], T], *, now: datetime) -> T:
-        """Let the keys held here change, in a thread; followers hear of it if others are published after that."""
+        """Run a change of the keys in a thread, and tell those who follow when the JWKS is another one afterwards."""
         published = self.keys.jwks(now)
         try:
             return await asyncio.to_thread(change)

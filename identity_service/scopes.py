@@ -1,4 +1,4 @@
-"""How scopes are written (RFC 6749 3.3), and which of them nobody can be given by a name of their own making.
+"""How scopes are written (RFC 6749 3.3), and the prefix that is reserved for this service's own.
 
 Who has which is decided in `accounts.roles` for users and in `clients` for what services do by themselves.
 """
@@ -8,7 +8,7 @@ import re
 from identity_service.errors import ScopeRejected
 
 RESERVED = "identity:"
-"""How scopes of this service itself begin. They are only ever given when asked for by name."""
+"""How this service's own scopes begin. A login gets one only when it asks for it by name."""
 
 _SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,128}", re.ASCII)
 _MOST_SCOPES = 64

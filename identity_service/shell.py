@@ -1,4 +1,4 @@
-"""What only the shell asks for, and hands down as values: the time, and new ids."""
+"""What only the shell asks for, and hands down as values: the time, new ids, and new secrets."""
 
 import secrets
 from datetime import UTC, datetime

@@ -158,7 +158,7 @@ def _pbkdf2(match: re.Match[str], salt: bytes, digest: bytes) -> StoredHash:
 
 def _check(value: int, allowed: range, what: str) -> None:
     if value not in allowed:
-        raise HashRejected(f"The password hash is outside of what is taken: {what}, {allowed[0]} to {allowed[-1]}.")
+        raise HashRejected(f"The password hash is outside the accepted range: {what}, {allowed[0]} to {allowed[-1]}.")
 
 
 def _base64(text: str) -> bytes:

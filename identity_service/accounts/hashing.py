@@ -48,23 +48,23 @@ those that fill it.
 
 LOOK_SECONDS = 0.1
 NO_REST = 0.9
-"""That share of the time between two looks."""
+"""Share of the time between two looks that the loop must have run, or waited for a core, to count as busy."""
 
 QUEUE_PER_THREAD = 100
 SHARE_OF_DEADLINE = 0.75
-"""As much as can be expected to be done in that part of it is let in: the next ones may take longer."""
+"""Only as many are let in as should be done in this share of the deadline: the next ones may take longer."""
 
 TELLING = 4
-"""How many each thread must have done in a row before that says anything of their speed."""
+"""How many hashes each thread must have done before their speed is relied on."""
 
 ESTIMATES_AT_ONCE = 32
 DEADLINE_SECONDS = 8.0
 
 STEP = 4
-"""The step of refusals, in times of the slowest one: room for a second spelling, and for other work on the machine."""
+"""The step of refusals is so many times the slowest one: room for a second spelling, and for a busy machine."""
 
 MOST_STEP_SECONDS = 4.0
-"""Both spellings of the costliest hash that `formats` takes, and today's on top: nobody has to wait for longer."""
+"""The longest step: enough for both spellings of the costliest hash that `formats` takes, and for one of ours."""
 
 LOOKS_UNTIL_GONE = 60
 """In how many looks in a row a kind must be missing. In a large table a look is at a sample."""
@@ -164,9 +164,9 @@ class PasswordHashing:
 
     @contextlib.asynccontextmanager
     async def holding_back(self, verdict: Verdict) -> AsyncIterator[None]:
-        """Let a refusal within wait for the moment at which those that were asked for at the same time are answered.
+        """Delay a refusal that is raised within until the end of its step.
 
-        What has to be done about it comes within as well: guesses sent at once must not wait side by side, uncounted.
+        Count the failure within, too: guesses sent at once must not wait side by side, uncounted.
         """
         try:
             yield

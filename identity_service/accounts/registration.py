@@ -274,7 +274,7 @@ async def delete(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> 
         UserNotFound: the account is gone already.
         LastAdministrator: nobody could administer the service any more.
     """
-    # The user's row is locked first, as in every change that ends sessions: no two of them can wait for each other.
+    # The user's row is locked first, as a login locks it. A deadlock with another end of sessions is tried again.
     async with keep_an_administrator(db):
         if not await store.lock(db, user_id):
             raise UserNotFound

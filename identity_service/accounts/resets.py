@@ -62,7 +62,7 @@ async def finish(
     Raises:
         ResetTokenInvalid: somebody else was faster, or the token became void in the meantime.
     """
-    # The user's row first, as in every change that ends sessions: no two of them can wait for each other.
+    # The user's row is locked first, as a login locks it. A deadlock with another end of sessions is tried again.
     await store.lock(db, user_id)
     if not await store.spend_reset(db, _digest(unverified_token), password_hash=password_hash, now=now):
         raise ResetTokenInvalid(detail="overtaken")

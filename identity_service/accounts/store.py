@@ -71,8 +71,8 @@ UPDATE_PASSWORD = """
 DISABLE = f"UPDATE users AS u SET disabled_at = $2 WHERE u.id = $1 AND u.disabled_at IS NULL RETURNING {_USER}"
 ENABLE = f"UPDATE users AS u SET disabled_at = NULL WHERE u.id = $1 AND u.disabled_at IS NOT NULL RETURNING {_USER}"
 LOCK = "SELECT id FROM users WHERE id = $1 FOR UPDATE"
-# Not their rows: who waits for one that stops being an administrator's keeps it locked all the same, and two such wait
-# for each other.
+# One advisory lock, not the administrators' rows: a statement that waits keeps the rows that do not match any more, so
+# that two would deadlock.
 LOCK_ADMINISTRATION = "SELECT pg_advisory_xact_lock(5130117205114733)"
 COUNT_ADMINISTRATORS = """
     SELECT count(*) FROM users WHERE 'admin' = ANY (roles) AND disabled_at IS NULL AND password_hash <> '!'

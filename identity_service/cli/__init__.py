@@ -1,7 +1,7 @@
 """The command line: one file per noun, thin over the same rules as the HTTP API.
 
-Reading commands take `--json`; diagnostics go to standard error. Exit codes: 0 ok, 1 failed, 2 usage or configuration,
-3 not found, 4 conflict, 5 a dependency is unavailable.
+Nearly all commands take `--json`; diagnostics go to standard error. Exit codes: 0 ok, 1 failed, 2 usage or
+configuration, 3 not found, 4 conflict, 5 a dependency is unavailable.
 """
 
 import gc

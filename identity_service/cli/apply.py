@@ -182,7 +182,7 @@ class _Table:
 
     def end(self) -> None:
         if self._left:
-            raise ConfigurationError(f"{self.place} has a member that nothing is known of: {min(self._left)}.")
+            raise ConfigurationError(f"{self.place} has an unknown member: {min(self._left)}.")
 
 
 async def _match(

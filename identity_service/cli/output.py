@@ -49,7 +49,7 @@ class Output:
                     os.dup2(nothing.fileno(), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 raise SystemExit(1) from None
-            raise IdentityError(f"It cannot be written: {error.strerror}.") from None
+            raise IdentityError(f"The output cannot be written: {error.strerror}.") from None
 
 
 @contextmanager

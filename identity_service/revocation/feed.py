@@ -26,7 +26,7 @@ TAKEN_AT_ONCE = 500
 """Entries that a look takes up, for a millisecond or two, before it lets others have their turn."""
 
 VOUCHED_SECONDS = 10.0
-"""For how long a look is good; longer than two of them and a reconnection take, far shorter than a list's `ttl`."""
+"""For how long a look is good; longer than two of them and a reconnection take, shorter than a list's `ttl` (15 s)."""
 
 FOLLOWER_QUEUE = 1000
 """Events that a follower may be behind, and that one who comes back is told at most."""

@@ -18,10 +18,10 @@ BUILT_IN_CLIENT = "first-party"
 """The client that is always there and has no row: a session of it costs no look at the table of clients."""
 
 CLIENT_GATES = 21_593
-"""The class of the advisory locks, one a client, through which everything is issued to it.
+"""The class of the advisory locks, one for each client, under which new sessions and tokens are issued to it.
 
-They are fair, as locks on rows are not: who issues shares the row with others who do, and a client that asks without a
-pause would never let anybody in who wants to disable it.
+Advisory locks queue in order, row locks do not: a client that asks without a pause would keep the administrator who
+disables it waiting for ever.
 """
 
 
@@ -67,7 +67,7 @@ class Login:
 
 
 class Claim(NamedTuple):
-    """That a session be advanced from the generation that a refresh token names to the next one."""
+    """A request to advance a session from the generation that a refresh token names to the next one."""
 
     presented: RefreshClaims
     now: datetime

@@ -33,7 +33,7 @@ async def start(db: Connection, login: Login) -> Session:
 async def start_unless_counted(db: Connection, login: Login, attempt: Attempt) -> Session | None:
     """Begin a session, and admit the password that opens it, in one statement: if no failure counts against it.
 
-    None says only that this did not do it: something is to be forgiven, or has changed.
+    None means that `start` has to be used: there are failures to forgive, or the account has changed.
     """
     entry = audit.entry_of(
         Event.USER_LOGIN,

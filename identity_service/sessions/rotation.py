@@ -24,9 +24,9 @@ class _Waiting(NamedTuple):
 class Rotations:
     """Refreshes that arrive together go to Postgres together: one statement, one transaction, one wait for the disk.
 
-    A refresh that comes alone is sent alone, at once. While one statement is under way the next ones gather, for no
-    longer than one waits for a connection: whoever gave up comes again, later than a retry may, and must not find the
-    token spent by what nobody waited for.
+    A refresh that comes alone is sent alone, at once. While one statement is under way the next ones gather, for
+    `CONNECT_TIMEOUT` at most: to spend the token for a client that has given up would make its next attempt, after the
+    retry window, look like theft.
     """
 
     def __init__(self, database: Database) -> None:
@@ -72,7 +72,7 @@ class Rotations:
         return taken
 
     async def _send_some(self, taken: list[_Waiting]) -> None:
-        # The first of each session: of two one must fail, and the statement sees neither.
+        # Only the first of each session: a second one in the same statement would not see what the first did.
         claims = {claim.presented.session_id: claim for claim, _, _ in reversed(taken)}
         try:
             async with self._database.connection() as db:

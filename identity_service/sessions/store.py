@@ -71,9 +71,9 @@ CLAIM_GENERATION = f"""
        AND s.scope @> $7 AND {_LIVE}
     RETURNING {_SESSION}
 """
-# The same for many sessions at once. Those that somebody else has locked are left out, so that nobody waits for them.
-# Who has locked a row knows its place and need not look it up again. One that was changed after the statement began is
-# at a place that the statement does not see, and is left out too.
+# The same for many sessions at once. Rows that somebody else has locked are skipped, so that nobody waits for them. The
+# lock gives a row's physical place (ctid), which saves looking it up a second time. A row that was changed after the
+# statement began has moved, so it is skipped too; what is skipped is tried again alone.
 CLAIM_GENERATIONS = f"""
     WITH free AS (
         SELECT s.ctid AS place, asked.*

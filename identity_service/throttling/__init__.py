@@ -73,11 +73,11 @@ class Rule:
 
 # NIST SP 800-63B-4 3.2.2: no more than 100 in a row.
 ACCOUNT = Rule(free=5, longest=timedelta(minutes=15), locks_at=100)
-# Whoever guesses here has stolen an access token: the owner can log in anew, and then has another session.
+# Only somebody with a stolen access token gets here: the owner can log in again, and then has another session.
 SESSION = Rule(free=5, longest=LOCK)
 # Secrets of clients are long and random: a flood is to be slowed, but a service that got the right one soon goes on.
 CLIENT = Rule(free=5, longest=timedelta(minutes=1))
-# There may be a whole company behind it.
+# One address may be a whole company's.
 ADDRESS = Rule(free=100, longest=timedelta(minutes=15), drains_every=timedelta(seconds=36))
 
 
@@ -122,7 +122,7 @@ class Attempt:
 
 
 UNCOUNTED = Attempt(None, None)
-"""What has been admitted already, or needs not be."""
+"""An attempt that counts against nothing, because it has been admitted already or is exempt."""
 
 
 def password_attempt(user_id: UUID | None, username: str, address: str | None, *, exempt: Networks) -> Attempt:
@@ -167,7 +167,7 @@ async def check(db: Connection, attempt: Attempt, *, now: datetime) -> None:
 
 
 def refuse_blocked(attempt: Attempt, tallies: Mapping[bytes, Tally], *, now: datetime) -> None:
-    """Do the same with tallies that were found together with something else.
+    """Do as `check` does, with tallies that the caller has read already.
 
     Raises:
         Throttled: not yet.
@@ -206,6 +206,7 @@ async def admit(db: Connection, attempt: Attempt, *, now: datetime) -> None:
     """Make use of a secret that was right: look again, and forget the failures of the account or client.
 
     Call within the transaction that the secret opens, so that of many guesses at once none wins after a block began.
+    A client's secret opens none: there it is called by itself.
 
     Raises:
         Throttled: others have failed too often since `check`.

@@ -12,8 +12,8 @@ _Turn: TypeAlias = "asyncio.Future[list[str]]"
 class SigningRounds:
     """Signs in rounds.
 
-    Refreshes share a statement, so that they come back together. Were each to sign when it is its turn to run, Python
-    would go on after every signature with the processor's caches and its guesses at branches gone.
+    Refreshes come back from Postgres in groups. Each signature pushes Python out of the processor's caches, so a group
+    is signed in one go.
     """
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ log = logging.getLogger("identity_service.verifier")
 COOLDOWN = 30.0
 """Seconds between two requests to the issuer that unknown key ids may cause, all of them together."""
 SETTLED = 3.0
-"""Seconds after which every replica of the issuer publishes the keys of which one has spoken."""
+"""Seconds after a change of the keys by which every replica of the issuer publishes them."""
 MIN_LIFETIME, DEFAULT_LIFETIME, MAX_LIFETIME = 30.0, 300.0, 86_400.0
 MAX_LENGTH = 256 * 1024
 MAX_KEYS = 100

@@ -31,7 +31,7 @@ log = logging.getLogger("identity_service.verifier")
 OnStale = Literal["accept", "reject"]
 
 SILENCE = 15.5
-"""Seconds without a byte after which the stream is dead; the issuer sends a comment every 15 at least."""
+"""Seconds without a byte after which the stream is dead; the issuer promises a comment every 15 at most."""
 TICK = 0.5
 MAX_LISTS = 256
 MAX_OVERLAY = 100_000

@@ -27,8 +27,8 @@ _SAME_SITE: Any = "Strict"
 """As RFC 6265bis spells it; the framework's type knows it in lower case only."""
 
 _LEFT_BEHIND = '"storage"'
-"""What a browser forgets at a logout of what `/docs` has put aside. Not "cookies", which are those of the whole domain,
-whoever set them.
+"""What `Clear-Site-Data` clears at a logout: the storage that `/docs` uses. Not "cookies", which would be those of the
+whole domain.
 """
 
 

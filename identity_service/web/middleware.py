@@ -87,7 +87,7 @@ class Edge:
         self._direct = direct
         self._at_once = {(method, path.encode()): route for (method, path), route in direct.items() if route.at_once}
         self._cookie = policy.cookie.encode()
-        # No secret, only not twice: what this process is called, and a number.
+        # Unique, not secret: a random prefix of this process, and a counter.
         self._ids, self._counter = secrets.token_hex(4), count()
         self._any_host = "*" in policy.hosts
         # Nearly every request names the same host.

@@ -39,7 +39,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """Answers written since something was read, without a task and so without letting anybody else run."""
     _stuck: asyncio.TimerHandle | None = None
     """Closes the connection of a client that does not take what it asked for."""
-    _wrong = "This is not HTTP/1.1 as it has to be."
+    _wrong = "This is not well-formed HTTP/1.1."
     _between = True
     """Whether nothing of the next request is here yet."""
     _beginning = b""

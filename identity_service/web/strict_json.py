@@ -38,7 +38,7 @@ class StrictRequest(Request):
 class StrictRoute(APIRoute):
     """A route that reads its body as `StrictRequest` does, and answers 415 to any other media type.
 
-    Where the body may be left out, nothing at all is fine too. Who may not ask is told that, whatever the body is.
+    Where the body may be left out, nothing at all is fine too. Who may not ask is refused before the body is judged.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

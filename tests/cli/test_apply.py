@@ -135,7 +135,7 @@ def test_what_stands_twice_in_the_file_is_shown_once(command: Command):
         ("[clients.x]\naccess_lifetime = 99999999999999999999", 2, "clients.x.access_lifetime must be between"),
         ("{", 2, "neither TOML nor JSON"),
         ("[rolls.clerk]", 2, "rolls"),
-        ("[roles.clerk]\nscope = []", 2, "roles.clerk has a member that nothing is known of: scope"),
+        ("[roles.clerk]\nscope = []", 2, "roles.clerk has an unknown member: scope"),
         ('[roles.clerk]\nscopes = "a"', 2, "roles.clerk.scopes must be of type list"),
         ('[roles.clerk]\nscopes = ["a b"]', 2, "roles.clerk.scopes must be an array of words"),
         ("[roles.clerk]\nscopes = [1]", 2, "roles.clerk.scopes must be an array of words"),

@@ -190,7 +190,10 @@ def test_a_file_that_cannot_be_completed_is_said_in_one_line_and_is_gone(
         text=True,
         check=False,
     )
-    assert (failed.returncode, failed.stderr) == (1, "identity-service: It cannot be written: File too large.\n")
+    assert (failed.returncode, failed.stderr) == (
+        1,
+        "identity-service: The output cannot be written: File too large.\n",
+    )
     assert not (tmp_path / "export").exists()
 
 

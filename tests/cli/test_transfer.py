@@ -149,7 +149,7 @@ WRONG = {
     '{"username": "x", "password_hash": ["SECRET"]}': "password_hash is not a string.",
     json.dumps(
         {"username": "x", "password_hash": f"$2b$31${'.' * 53}"}
-    ): "The password hash is outside of what is taken",
+    ): "The password hash is outside the accepted range",
     '{"username": "x", "roles": "admin"}': "roles is not an array of strings.",
     '{"username": "x", "roles": ["SECRET"]}': "One of its roles does not exist.",
     '{"username": "x", "id": "SECRET"}': "id is not a UUID.",

@@ -263,10 +263,10 @@ async def test_an_answer_is_the_same_written_whole_or_in_parts(api, served, meth
 
 
 NO_REQUESTS = {
-    b"FOO / HTTP/9.9\r\nHost: localhost\r\n\r\n": "This is not HTTP/1.1 as it has to be.",
-    b"F(O) / HTTP/1.1\r\nHost: localhost\r\n\r\n": "This is not HTTP/1.1 as it has to be.",
+    b"FOO / HTTP/9.9\r\nHost: localhost\r\n\r\n": "This is not well-formed HTTP/1.1.",
+    b"F(O) / HTTP/1.1\r\nHost: localhost\r\n\r\n": "This is not well-formed HTTP/1.1.",
     b"GET /\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n": (
-        "This is not HTTP/1.1 as it has to be."
+        "This is not well-formed HTTP/1.1."
     ),
     GET[:-2] + b"X: " + b"a" * MAX_HEAD + b"\r\n\r\n": "The head of the request is too large.",
     GET[:-2] + b"X: " + b"a" * 2 * MAX_HEAD: "The head of the request is too large.",
