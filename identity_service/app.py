@@ -127,6 +127,8 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         redirect_slashes=False,
         routes=[route for part in parts for route in part.router.routes],
     )
+    if settings.password_grant == "off":  # noqa: S105 - a switch
+        docs.describe_no_login(app)
     app.state.draining = False
     app.state.metrics = metrics
     problems.install(app)

@@ -2,8 +2,9 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from fastapi import Response
+from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, HTMLResponse
 
 from identity_service.web.dependencies import public
@@ -34,6 +35,19 @@ _START = """const ui = SwaggerUIBundle({
 ui.initOAuth({clientId: "first-party"});
 """
 _ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+
+
+def describe_no_login(app: FastAPI) -> None:
+    """Where nobody may log in at `/token`, have *Authorize* ask for a token that one has."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        description = describe()
+        schemes = description["components"]["securitySchemes"]
+        description["components"]["securitySchemes"] = dict.fromkeys(schemes, {"type": "http", "scheme": "bearer"})
+        return description
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 @router.get("/docs")

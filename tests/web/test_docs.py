@@ -190,6 +190,13 @@ async def test_authorize_logs_in_with_the_password_grant_at_an_address_that_is_t
     assert urljoin(f"{ISSUER}/openapi.json", "token") == f"{ISSUER}/token"
 
 
+async def test_without_the_password_grant_authorize_asks_for_a_token_that_one_has(start_api):
+    async with start_api(password_grant="off") as api:
+        described = await description(api)
+        assert described == await description(api)
+    assert described["components"]["securitySchemes"] == {"OAuth2PasswordBearer": {"type": "http", "scheme": "bearer"}}
+
+
 FILLED_IN = f"Basic {b64encode(b'first-party:').decode()}"
 LEFT_EMPTY = "Basic Og=="
 
