@@ -112,7 +112,7 @@ class Claims(_Unread):
         return _copy, (values, getattr(self, "_more", _NOTHING), self.key_id)
 
 
-def _copy(values: tuple[Any, ...], more: bytes, key_id: str) -> Claims:
+def _copy(values: tuple[Any, ...], more: bytes, key_id: str = "") -> Claims:
     copy = Claims(**dict(zip((each.name for each in fields(Claims)), values, strict=True)))
     _set_more(copy, more)
     _set_key_id(copy, key_id)

@@ -118,8 +118,8 @@ class Border:
         if self._tls is None and self._transport is None:
             # Reading the certificate store takes tens of milliseconds.
             self._tls = await asyncio.to_thread(httpx2.create_ssl_context)
-        # Connections belong to the loop they were made in, and are gone with it.
-        for other in [each for each in self._clients if each.is_closed()]:
+        # Connections belong to the loop they were made in, and do not outlast it.
+        for other in [each for each in list(self._clients) if each is not loop and not each.is_running()]:
             self._clients.pop(other, None)
         client = httpx2.AsyncClient(
             transport=self._transport,

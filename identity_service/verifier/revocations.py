@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
@@ -33,6 +34,8 @@ OnStale = Literal["accept", "reject"]
 SILENCE = 15.5
 """Seconds without a byte after which the stream is dead; the issuer promises a comment every 15 at most."""
 TICK = 0.5
+_WATCH = 2.0
+"""Seconds after which a loop that has not ticked is taken to stand still, and in which whoever waits looks after it."""
 MAX_LISTS = 256
 MAX_OVERLAY = 100_000
 _CONNECTED_INTERVAL = 300.0
@@ -52,8 +55,10 @@ _PRUNE_INTERVAL = 30.0
 _RETRY = (1.0, 10.0)
 _RECONNECT = (0.25, 10.0)
 _STEADY = 10.0
-"""Seconds that a stream must have lasted for its end to be no failure: what cuts it each time would be asked for all
-lists each time."""
+"""Seconds from a stream's beginning to the last that came of it, for its end to be no failure. What is cut or held back
+again and again would otherwise be opened again at once, and every list be asked for each time."""
+_MOST_IF_ANSWERED = 2
+"""Failures in a row that count after an answer: an issuer that restarts twice is heard again soon."""
 _TOLD = 3
 """Failures in a row after which it is said that revocations come late."""
 _DEFAULT_EVENT_LIFETIME = 86_400
@@ -147,13 +152,15 @@ class Revocations:
         self._on_change = on_change
         self._lists: dict[str, _List] = {}
         self._overlay: dict[StatusReference, float] = {}
-        self._noting = threading.Lock()
+        self._noting, self._starting = threading.Lock(), threading.Lock()
         self._waiters: dict[StatusReference | None, dict[asyncio.Future[None], Claims]] = {}
         """Who waits for a revocation, with the claims that each began with."""
         self._prune_at = 0.0
         self._last_event_id = ""
         self._connections = 0
-        self._heard_at = 0.0
+        self._heard_at = self._connected_at = 0.0
+        self._ticked_at = 0.0
+        """When the loop that follows was last seen to turn, on the machine's own clock."""
         self._clocks_apart = now() - clock()
         self.due_at = float("inf")
         """From when on, on `clock`, `check` must be asked about every token: nothing was heard when it should have."""
@@ -245,7 +252,8 @@ class Revocations:
         """Return when the token of these claims is revoked, or may have been while nothing was heard."""
         reference = claims.status
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(reference, {})[waiter] = claims
+        with self._noting:
+            self._waiters.setdefault(reference, {})[waiter] = claims
         try:
             if self._keys.has_lost(claims.key_id) and claims.expires > self._now():
                 return  # its key was revoked while we looked elsewhere
@@ -254,12 +262,15 @@ class Revocations:
                 if reference in self._overlay or (held is not None and _revoked_in(held, reference)):
                     return
                 self.keep_following()
-            await waiter
+            while not (await asyncio.wait({waiter}, timeout=_WATCH))[0]:
+                if reference is not None:
+                    self.keep_following()  # the loop that followed may have ended
         finally:
-            waiters = self._waiters.get(reference, {})
-            waiters.pop(waiter, None)
-            if not waiters:
-                self._waiters.pop(reference, None)
+            with self._noting:
+                waiters = self._waiters.get(reference, {})
+                waiters.pop(waiter, None)
+                if not waiters:
+                    self._waiters.pop(reference, None)
 
     def waiting(self) -> list[Claims]:
         """Return the claims of all who wait."""
@@ -273,7 +284,9 @@ class Revocations:
                     _resolve_in_its_loop(waiter)
 
     def _wake(self, reference: StatusReference) -> None:
-        for waiter in tuple(self._waiters.pop(reference, ())):  # one that leaves now may change what was popped
+        with self._noting:
+            waiters = tuple(self._waiters.pop(reference, ()))
+        for waiter in waiters:
             _resolve_in_its_loop(waiter)
 
     def _prune_overlay(self) -> None:
@@ -386,9 +399,22 @@ class Revocations:
 
     def keep_following(self) -> None:
         """Start the two tasks, unless they run, in this loop or in another one, or are not wanted."""
-        if not self._follow or (self._tasks and _runs(self._tasks[0])):
+        if not self._follow or self._is_followed():
             return
+        with self._starting:
+            if not self._is_followed():
+                self._start_following()
+
+    def _is_followed(self) -> bool:
+        """Tell whether the tasks run: in this loop, or in another one that turns."""
+        if not self._tasks:
+            return False
+        turns = time.monotonic() - self._ticked_at < _WATCH
+        return _flies(self._tasks[0]) or (turns and not self._tasks[0].done() and not self.has_gone())
+
+    def _start_following(self) -> None:
         loop = asyncio.get_running_loop()
+        self._ticked_at = time.monotonic()
         # Tasks of a loop that has ended or stands still cannot go on; what they knew has a gap from here.
         _cancel(self._tasks)
         self._disconnected()
@@ -398,7 +424,7 @@ class Revocations:
             for held in self._lists.values():
                 if not held.failures:
                     held.due_at, held.unheard = self._clock(), True
-        self.has_gone = loop.is_closed
+        self.has_gone = lambda: not loop.is_running()
         self._tasks = (
             start(self._listen_for_ever(), name="identity-verifier-stream"),
             start(self._tend_for_ever(), name="identity-verifier-lists"),
@@ -413,6 +439,7 @@ class Revocations:
     async def _tend_for_ever(self) -> None:
         while True:
             await asyncio.sleep(TICK)
+            self._ticked_at = time.monotonic()
             now = self._clock()
             if now >= self._prune_at:
                 self._notice_leap()
@@ -443,18 +470,24 @@ class Revocations:
         self._on_change()  # so that the next token that names it is noticed
 
     async def _listen_for_ever(self) -> None:
-        failures = 0
+        failures, told = 0, False
         while True:
-            began = self._clock()
+            connections = self._connections
             try:
                 await self._listen()
             except Exception as error:  # noqa: BLE001 - whatever ended the stream, it is opened again
                 log.info("verifier.stream_ended: %s: %s", type(error).__name__, error)
             finally:
-                self._disconnected()
-            failures = 0 if self._clock() - began >= _STEADY else failures + 1
-            if failures == _TOLD:
-                log.warning("verifier.stream_unsteady: revocations arrive with the lists only: %s", self._events_url)
+                if not self._tasks or asyncio.current_task() in self._tasks:  # or another loop listens since
+                    self._disconnected()
+            answered = self._connections > connections
+            if answered and self._heard_at - self._connected_at >= _STEADY:
+                failures, told = 0, False
+            else:
+                failures = min(failures, _MOST_IF_ANSWERED if answered else failures) + 1
+            if failures >= _TOLD and not told:
+                log.warning("verifier.stream_unsteady: revocations come late, with the lists: %s", self._events_url)
+                told = True
             # Spread out, so that a restarted issuer does not meet everybody in the same moment.
             pause = min(_RECONNECT[0] * 2 ** min(failures, 10), _RECONNECT[1])
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - it spreads, it hides nothing
@@ -486,7 +519,7 @@ class Revocations:
     def _connected(self) -> None:
         self.connected = True
         self._connections += 1
-        self._heard_at = self._clock()
+        self._heard_at = self._connected_at = self._clock()
         for held in self._lists.values():
             held.due_at = self._heard_at
             if not _flies(held.flight):
@@ -538,11 +571,6 @@ def _never() -> bool:
 
 def _flies(task: asyncio.Task[None] | None) -> bool:
     return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
-
-
-def _runs(task: asyncio.Task[None]) -> bool:
-    """Tell whether a task goes on, in whatever loop."""
-    return not task.done() and task.get_loop().is_running()
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -114,7 +114,9 @@ def read(payload: bytes, *, uri: str, now: float, leeway: float) -> StatusListTo
     issued, expires, ttl = members.get("iat"), members.get("exp"), members.get("ttl", _DEFAULT_TTL)
     if type(issued) is not int or type(ttl) is not int or not (expires is None or type(expires) is int):
         raise TokenRejected("missing_claim", "times of the status list")
-    # Nothing is asked of `iat`: where our clock is behind, a list from the future says what was revoked all the same.
+    # One from the future is read as one of now: where our clock is behind it says what was revoked all the same, and
+    # where theirs was ahead once, later ones must not count as older.
+    issued = min(issued, int(now))
     if expires is not None and now >= expires + leeway:
         raise TokenRejected("expired")
     return StatusListToken(_statuses(members.get("status_list")), issued, expires, min(max(ttl, _TTL[0]), _TTL[1]))

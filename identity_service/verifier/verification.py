@@ -199,7 +199,7 @@ class Verifier:
         if claims is None:
             signing_input, header, payload, encoded_signature = jws.split(exact)
             signature = jws.decode_base64url(encoded_signature)
-            known = self._known_headers.get(header)
+            known = self._known_key(header)
             key = await self._find_key(header) if known is None or self._clock() >= self._keys.due_at else known
             if not key.verify(signing_input, signature):
                 raise TokenRejected("bad_signature")
@@ -215,12 +215,24 @@ class Verifier:
             self._revocations.keep_following()
             if not self._revocations.check(status):
                 await self._revocations.require(status)
-        if key is not None and self._keys.held(key.key_id) is key:  # not revoked while we waited for the list
-            cache.put(digest, claims)
-        elif key is None and type(unverified_token) is str:
+        if key is not None:
+            self._keep(digest, claims, key)
+        elif type(unverified_token) is str:
             # Only the second time: tokens that are seen once would push out those that are used.
             cache.keep_fresh(fresh, unverified_token, claims)
         return claims
+
+    def _known_key(self, header_segment: bytes) -> Key | None:
+        """Return the key of a header that was put aside, if it is still in force: another thread may take it away."""
+        key = self._known_headers.get(header_segment)
+        return key if key is not None and self._keys.held(key.key_id) is key else None
+
+    def _keep(self, digest: bytes, claims: Claims, key: Key) -> None:
+        """Remember a token, unless its key was revoked while we waited for the list, or is at this moment."""
+        if self._keys.held(key.key_id) is key:
+            self._cache.put(digest, claims)
+            if self._keys.held(key.key_id) is not key:
+                self._cache.remove(digest)
 
     async def _find_key(self, header_segment: bytes) -> Key:
         header = jws.read_header(header_segment)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -989,6 +990,7 @@ async def test_a_stream_that_is_cut_again_and_again_is_a_failure_each_time(
             opened = len(issuer.streams)
             await connected(verifier)
             now.advance(after)
+            issuer.streams[-1].say(": still here\n\n")
             issuer.streams[-1].end()
             await until(lambda: len(issuer.streams) > opened)  # noqa: B023 - waited for at once
 
@@ -1027,6 +1029,73 @@ def test_a_call_in_a_thread_follows_nothing_of_its_own(issuer: Issuer) -> None:
 
 async def _verify_another(verifier: Verifier, issuer: Issuer) -> None:
     await verifier.verify(indexed(issuer, 2))
+
+
+async def test_a_stream_of_which_nothing_comes_is_a_failure_however_long_it_lasts(
+    issuer: Issuer, verifier: Verifier, now: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A proxy holds it back."""
+    await verifier.verify(indexed(issuer, 1))
+    for number in range(1, 5):
+        await until(lambda number=number: len(issuer.streams) == number and verifier.status().stream_connected)  # type: ignore[misc]
+        now.advance(16)
+        issuer.streams[-1].end()
+    await until(lambda: "verifier.stream_unsteady" in caplog.text)
+
+
+def test_whoever_waits_in_a_second_loop_is_told_after_the_first_has_ended(
+    issuer: Issuer, now: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which followed the issuer for both."""
+    monkeypatch.setattr(revocations_module, "_WATCH", 0.05)
+    verifier = issuer.verifier()
+    first = asyncio.new_event_loop()
+    first.run_until_complete(verifier.verify(indexed(issuer, 1)))
+    running = threading.Thread(target=first.run_forever)
+    running.start()
+
+    async def second() -> None:
+        claims = await verifier.verify(indexed(issuer, 2))
+        waiting = asyncio.create_task(verifier.wait_revoked(claims))
+        await until(lambda: len(issuer.streams) == 1)
+        first.call_soon_threadsafe(first.stop)
+        await asyncio.to_thread(running.join)
+        await until(lambda: len(issuer.streams) == 2)
+        issuer.streams[-1].revoked(2, exp=int(now()) + 60)
+        await asyncio.wait_for(waiting, 5)
+        await verifier.aclose()
+
+    asyncio.run(second())
+    first.run_until_complete(asyncio.sleep(0.05))  # what it had begun is cancelled
+    assert not asyncio.all_tasks(first)
+    first.run_until_complete(verifier.aclose())
+    first.close()
+
+
+def test_a_loop_that_stands_still_follows_for_nobody(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revocations_module, "_WATCH", 0.05)
+    verifier = issuer.verifier()
+    over = threading.Event()
+
+    async def first() -> None:
+        await verifier.verify(indexed(issuer, 1))
+        await connected(verifier)
+        over.wait(10)  # in the way of everything else in this loop
+        await asyncio.sleep(0.05)
+
+    async def second() -> None:
+        await until(lambda: verifier.status().stream_connected)
+        await asyncio.sleep(0.1)
+        await verifier.verify(indexed(issuer, 2))
+        await until(lambda: len(issuer.streams) == 2)
+        over.set()
+        await asyncio.to_thread(blocked.join)
+        assert verifier.status().stream_connected, "the end of the first loop's stream says nothing of this one's"
+        await verifier.aclose()
+
+    blocked = threading.Thread(target=lambda: asyncio.run(first()))
+    blocked.start()
+    asyncio.run(second())
 
 
 async def test_what_asks_the_issuer_has_nothing_of_the_request_that_began_it(issuer: Issuer) -> None:
