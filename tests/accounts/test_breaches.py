@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -48,8 +50,8 @@ class RangeApi:
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
 
-@pytest.fixture
-def api_of_ranges() -> Iterator[RangeApi]:
+@contextmanager
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[RangeApi]:
     made = RangeApi()
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,13 +67,23 @@ def api_of_ranges() -> Iterator[RangeApi]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    made.url = f"http://127.0.0.1:{server.server_port}/range"
-    yield made
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    made.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_port}/range"
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def api_of_ranges() -> Iterator[RangeApi]:
+    with serving() as made:
+        yield made
 
 
 async def refused(check: BreachCheck, password: str = KNOWN) -> bool:
@@ -181,6 +193,13 @@ async def test_no_usable_answer_within_a_second_is_no_reason_to_refuse(api_of_ra
 async def test_nobody_there_is_no_reason_to_refuse(api_of_ranges):
     assert not await refused(BreachCheck("http://127.0.0.1:1/range"))
     assert not await refused(BreachCheck("https://nowhere.invalid/range"))
+
+
+async def test_whoever_nobody_vouches_for_is_not_asked(impostor, patience):
+    """Neither may they learn what is asked for, nor say which passwords can be used here."""
+    with serving(impostor) as made:
+        assert not await refused(BreachCheck(made.url))
+    assert made.asked == []
 
 
 async def test_a_password_is_asked_about_when_it_is_set_and_never_when_it_is_proved(

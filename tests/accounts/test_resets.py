@@ -200,6 +200,23 @@ async def test_a_reset_and_a_disabling_at_once_leave_no_way_in(api, alice):
         await api.database.transact(lambda db: registration.enable(db, UUID(alice.id), by=TESTER, now=api.clock()))
 
 
+async def test_a_reset_that_waits_for_the_account_holds_nothing_that_others_wait_for(api, alice):
+    """Whoever disables or deletes the account has its row and then wants the token's: two such would never end."""
+    token = await start(alice)
+    async with api.database.connection() as other, other.transaction():
+        await other.execute("SELECT FROM users FOR UPDATE")
+        finishing = asyncio.create_task(finish(api, token))
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        for _ in range(1000):
+            await asyncio.sleep(0.005)
+            if await api.scalar(waits):
+                break
+        else:
+            pytest.fail("nobody waits")
+        await other.execute("SELECT FROM password_resets FOR UPDATE NOWAIT")
+    assert (await finishing).status_code == 204
+
+
 async def test_an_account_without_a_password_gets_one(api):
     user_id = UUID(int=1)
     await api.database.transact(

@@ -208,6 +208,18 @@ async def test_changing_a_role_logs_out_whoever_has_it_if_it_is_to_take_effect_a
     ]
 
 
+async def test_a_session_that_is_over_is_not_ended_again_with_those_of_a_role(api, alice):
+    await create(api)
+    await change(api, roles.grant, "alice", "clerk")
+    over, _ = await alice.log_in(), await alice.log_in()
+    await api.http.post("/revoke", data={"token": over["refresh_token"]})
+    await api.database.transact(
+        lambda db: roles.set_scopes(db, "clerk", scope="", end_sessions=True, by=TESTER, now=api.clock())
+    )
+    recorded = "SELECT array_agg(reason ORDER BY id) FROM audit_events WHERE event = 'session.ended'"
+    assert await api.scalar(recorded) == ["revoked", "roles_changed"]
+
+
 async def test_a_login_that_waits_meanwhile_gets_what_the_role_gives_afterwards(api, alice):
     """Its session is not there yet when the others are ended, and it began to look before the role was changed."""
     await create(api)

@@ -9,8 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from identity_service import grants
+from identity_service import audit, grants
 from identity_service.accounts import registration as accounts
+from identity_service.audit import Event
 from identity_service.clients import Client, registration
 from identity_service.database import Connection
 from identity_service.errors import (
@@ -283,6 +284,19 @@ async def test_a_client_that_is_shut_out_loses_its_sessions_and_tokens_in_one_go
     ]
     assert await api.scalar("SELECT count(DISTINCT subject_id) FROM audit_events WHERE event = 'session.ended'") == 2
     assert own
+
+
+async def test_the_ends_of_one_users_sessions_are_recorded_together(api, alice, bob, backend):
+    """A statement for each user, however the sessions lie in the table, and not one for each session."""
+    for user in (alice, bob) * 3:
+        await log_in(backend, user)
+    told: list[tuple[Event, int]] = []
+    before = audit.listener.set(lambda event, _outcome, _reason, times: told.append((event, times)))
+    try:
+        await do(api, registration.disable, "backend")
+    finally:
+        audit.listener.reset(before)
+    assert [times for event, times in told if event is Event.SESSION_ENDED] == [3, 3]
 
 
 async def test_shutting_out_and_letting_in_twice_is_recorded_once(api, backend):

@@ -1,11 +1,14 @@
 """The keys folder: what is on disk, who may read it, and what a crash or a second process leaves (KEY-1, 3, 4, 5)."""
 
 import errno
+import fcntl
 import json
 import os
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from identity_service.errors import ConfigurationError, KeyNotFound
-from identity_service.signing.key_files import KeyFolder
+from identity_service.signing.key_files import KeyFolder, fresh_key
 from identity_service.signing.keyring import TokenLifetimes
 from tests.conftest import START
 
@@ -287,6 +290,41 @@ def test_processes_that_rotate_at_once_make_one_rotation(tmp_path):
         process.communicate("go\n", timeout=30)
         assert process.returncode == 0
     assert len(folder.read().keys) == 3
+
+
+def test_a_change_waits_for_whoever_holds_the_lock(folder, monkeypatch):
+    kid, key = folder.read().signer(LATER).kid, fresh_key(LATER)
+    monkeypatch.setattr("identity_service.signing.key_files.fresh_key", lambda _: key)  # which takes a moment
+    revoking = threading.Thread(target=lambda: folder.revoke(kid, now=LATER))
+    with (folder.path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        revoking.start()
+        revoking.join(0.5)
+        assert revoking.is_alive()
+        assert folder.read().verification_key(kid, LATER) is not None
+    revoking.join(30)
+    assert folder.read().verification_key(kid, LATER) is None
+
+
+def test_every_renaming_and_every_removal_is_made_durable_at_once(folder, monkeypatch):
+    """Or a ring that was replaced, and the private half of a stolen key, could come back with the power."""
+    kid, acts = folder.read().signer(LATER).kid, []
+
+    def noted(name: str, *, of: Callable[..., bool]) -> Callable[..., None]:
+        act = getattr(os, name)
+
+        def wrapped(*arguments: Any, **named: Any) -> None:
+            act(*arguments, **named)
+            if of(*arguments):
+                acts.append(name)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "replace", noted("replace", of=lambda *_: True))
+    monkeypatch.setattr(os, "unlink", noted("unlink", of=lambda *_: True))
+    monkeypatch.setattr(os, "fsync", noted("fsync", of=lambda file: stat.S_ISDIR(os.fstat(file).st_mode)))
+    folder.revoke(kid, now=LATER)
+    assert acts == ["replace", "fsync"] * 2 + ["unlink", "fsync"]
 
 
 def test_a_passphrase_encrypts_private_halves_at_rest(tmp_path):

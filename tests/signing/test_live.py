@@ -67,6 +67,35 @@ def test_a_look_that_began_before_a_revocation_does_not_bring_the_key_back(folde
     assert keys.current.verification_key(kid, DAY) is None
 
 
+def test_a_change_that_cannot_be_read_at_first_is_taken_up_later(folder):
+    keys = live(folder)
+    kid, ring = keys.current.signer(DAY).kid, folder.path / "keyring.json"
+    folder.revoke(kid, now=DAY)
+    ring.chmod(0o666)
+    keys.tend(DAY)
+    assert keys.current.verification_key(kid, DAY) is not None
+    ring.chmod(0o600)
+    keys.tend(DAY)
+    assert keys.current.verification_key(kid, DAY) is None
+
+
+def test_a_change_at_the_moment_of_the_start_is_taken_up(folder, monkeypatch):
+    read, kid = KeyFolder.read, folder.read().signer(DAY).kid
+    with monkeypatch.context() as patch:
+
+        def overtaken(self: KeyFolder, previous: Keyring | None = None) -> Keyring:
+            ring = read(self, previous)
+            patch.undo()
+            self.revoke(kid, now=DAY)
+            return ring
+
+        patch.setattr(KeyFolder, "read", overtaken)
+        keys = live(folder)
+    assert keys.current.verification_key(kid, DAY) is not None
+    keys.tend(DAY)
+    assert keys.current.verification_key(kid, DAY) is None
+
+
 def test_an_unchanged_folder_is_not_read_again(folder, monkeypatch):
     keys = live(folder)
     ring = keys.current

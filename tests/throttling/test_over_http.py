@@ -322,6 +322,13 @@ async def test_client_secrets_are_slowed_as_well_and_only_for_those_who_guess(ap
     assert (await stranger.post("/revoke", data={"token": "x"})).status_code == 200, "without a secret"
 
 
+async def test_a_right_secret_forgives_the_wrong_ones(api, stranger):
+    orders = await register(api, "orders")
+    for wrong in (CLIENT.free, 1):
+        assert await fail(stranger, by_client_at_revoke, "orders", wrong) == [401] * wrong
+        assert (await by_client_at_revoke(stranger, "orders", orders.secret)).status_code == 200
+
+
 @pytest.mark.parametrize("route", CLIENTS)
 async def test_whoever_guesses_from_an_address_does_not_keep_out_the_services_beside_them(api, stranger, route):
     """Their secrets cannot be guessed; a wrong one is slowed all the same."""

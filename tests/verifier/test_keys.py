@@ -3,6 +3,9 @@
 import asyncio
 import json
 import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any
 
@@ -479,8 +482,9 @@ def test_a_fetch_of_a_loop_that_ended_is_started_again(issuer: Issuer) -> None:
     assert asyncio.run(verifier.verify(issuer.token()))
 
 
-async def test_a_real_issuer_on_this_machine_is_asked_over_http() -> None:
-    """Without a transport handed in: a socket, and no proxy between us."""
+@asynccontextmanager
+async def at_a_socket(tls: ssl.SSLContext | None = None) -> AsyncIterator[TestIssuer]:
+    """Let an issuer that has keys and nothing else answer on this machine."""
     kit = TestIssuer("http://127.0.0.1", AUDIENCE)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -490,9 +494,30 @@ async def test_a_real_issuer_on_this_machine_is_asked_over_http() -> None:
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
     async with server:
-        kit.issuer = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with Verifier(kit.issuer, audience=AUDIENCE, follow_revocations=False) as verifier:
-            assert (await verifier.verify(kit.token())).audience == (AUDIENCE,)
-            assert await verifier.verify(kit.token(status=None))
+        scheme = "http" if tls is None else "https"
+        kit.issuer = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield kit
+
+
+async def test_a_real_issuer_on_this_machine_is_asked_over_http() -> None:
+    """Without a transport handed in: a socket, and no proxy between us."""
+    async with (
+        at_a_socket() as kit,
+        Verifier(kit.issuer, audience=AUDIENCE, follow_revocations=False) as verifier,
+    ):
+        assert (await verifier.verify(kit.token())).audience == (AUDIENCE,)
+        assert await verifier.verify(kit.token(status=None))
+
+
+async def test_keys_from_whoever_nobody_vouches_for_are_not_taken(
+    impostor: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        at_a_socket(impostor) as kit,
+        Verifier(kit.issuer, audience=AUDIENCE, follow_revocations=False) as verifier,
+    ):
+        with pytest.raises(TokenRejected, match="keys_unavailable"):
+            await verifier.verify(kit.token())
+    assert "CERTIFICATE_VERIFY_FAILED" in caplog.text

@@ -806,6 +806,21 @@ async def test_lists_are_bounded_and_those_nobody_names_are_let_go(
     waiter.cancel()
 
 
+async def test_a_new_list_takes_the_place_of_one_that_nobody_has_named_of_late(
+    issuer: Issuer, verifier: Verifier, now: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocations_module, "MAX_LISTS", 2)
+    monkeypatch.setattr(revocations_module, "_MISSED", 1e9)  # the clock's leap below is no outage
+    lists = [f"{ISSUER}/status-lists/{number}" for number in (10, 11, 12)]
+    for uri in lists[:2]:
+        await verifier.verify(indexed(issuer, 1, uri))
+    now.advance(86_401)
+    await until(lambda: not any(held.used for held in verifier._revocations._lists.values()))
+    for uri in (lists[0], lists[2]):
+        await verifier.verify(indexed(issuer, 1, uri))
+    assert list(verifier.status().lists) == [lists[0], lists[2]]
+
+
 async def test_a_cached_token_whose_list_was_let_go_fetches_it_again(issuer: Issuer, verifier: Verifier) -> None:
     token = indexed(issuer, 1)
     await verifier.verify(token)

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from identity_service.accounts import registration
-from identity_service.errors import UserNotFound
+from identity_service.errors import CurrentPasswordWrong, UserNotFound
 from tests.conftest import PASSWORD, START, TESTER, Account, Api, bearer
 from tests.verifier.conftest import until
 from tests.web.answers import problem, seen
@@ -510,6 +510,24 @@ async def test_another_accounts_password_proves_nothing_even_under_a_name_that_c
         assert refused.status_code == 403
         assert seen(refused) == WRONG_CURRENT
         await Account(api, alice.id, "alice-before", PASSWORD).log_in()
+
+
+async def test_no_password_is_set_for_an_account_that_was_disabled_meanwhile(api, alice):
+    """Between the proof of the old one and this, the new one is hashed."""
+    proved_at = await api.scalar("SELECT password_changed_at FROM users")
+    await execute(api, "UPDATE users SET disabled_at = now()")
+    with pytest.raises(CurrentPasswordWrong):
+        await api.database.transact(
+            lambda db: registration.change_password(
+                db,
+                UUID(alice.id),
+                password_hash="another",
+                proved_at=proved_at,
+                keep_session=uuid4(),
+                by=TESTER,
+                now=api.clock(),
+            )
+        )
 
 
 @pytest.mark.parametrize("end", ["revoked", "disabled", "expired"])

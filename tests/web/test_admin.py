@@ -500,6 +500,14 @@ async def test_an_administrator_sees_who_is_locked_out_and_unlocks(root, bob):
     assert (await api.token(**login, password=bob.password)).status_code == 200
 
 
+async def test_an_administrator_is_shown_no_lock_that_is_over(root, bob):
+    for _ in range(6):
+        await root.api.token(grant_type="password", username="bob", password="wrong")
+    root.api.clock.advance(seconds=1)
+    shown = (await root("GET", f"/admin/users/{bob.id}")).json()
+    assert (shown["failures"], shown["locked_until"]) == (6, None)
+
+
 async def test_closed_registrations_do_not_keep_an_administrator_from_making_accounts(start_api):
     async with start_api() as api:
         account = await sign_up_administrator(api)

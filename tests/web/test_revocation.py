@@ -444,11 +444,13 @@ async def test_pruning_touches_no_session_that_lives(api, alice, clock):
         token = (await api.refresh(token)).json()["refresh_token"]
 
 
-async def test_a_shorter_access_lifetime_revives_no_revoked_token(start_api: StartApi):
+@pytest.mark.parametrize("form", [{}, {"scope": "orders:read"}])
+async def test_a_shorter_access_lifetime_revives_no_revoked_token(start_api: StartApi, form):
     """Tokens of before the change live on; their revocation must not be forgotten earlier than they end."""
     async with start_api(access_lifetime="7200") as before, start_api(access_lifetime="60") as after:
         mine = await family(await before.sign_up())
-        await after.refresh(mine.all[2]["refresh_token"])
+        await before.scalar("UPDATE sessions SET scope = '{orders:read}' RETURNING id")
+        assert (await after.refresh(mine.all[2]["refresh_token"], **form)).status_code == 200
         done(await revoke(after, mine.all[2]["access_token"]))
         before.clock.advance(seconds=7200)
         await prune(after)

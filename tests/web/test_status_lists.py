@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import zlib
 from base64 import urlsafe_b64decode
 from datetime import timedelta
@@ -13,7 +14,7 @@ import jwt
 import pytest
 
 from identity_service.database import Database
-from identity_service.housekeeping import hear_revocations
+from identity_service.housekeeping import LOOK_SECONDS, hear_revocations, prune
 from identity_service.revocation import RevokedIndex
 from identity_service.revocation.feed import (
     FOLLOWER_QUEUE,
@@ -58,6 +59,16 @@ def bit(bits: bytes, reference: dict[str, Any]) -> int:
 
 async def heard(api: Api) -> None:
     await api.runtime.revocations.look(api.clock())
+
+
+@pytest.fixture
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that starts from here on takes up revocations when the test says so, and never by itself."""
+
+    async def wait(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("identity_service.housekeeping.hear_revocations", wait)
 
 
 async def test_a_token_names_its_entry_and_the_list_says_valid(api, alice):
@@ -167,6 +178,7 @@ async def test_a_service_that_starts_knows_what_was_revoked_before(alice, api, s
         assert bit((await read_list(restarted))[1], status_of(tokens)) == 1
 
 
+@pytest.mark.usefixtures("nobody_looks")
 async def test_an_entry_is_forgotten_when_no_token_can_name_it(api, alice, clock):
     await revoke(api, alice, await alice.log_in())
     await heard(api)
@@ -176,6 +188,15 @@ async def test_an_entry_is_forgotten_when_no_token_can_name_it(api, alice, clock
     clock.advance(seconds=1)
     api.runtime.revocations.forget_expired(clock())
     assert sum((await read_list(api))[1]) == 0
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_housekeeping_forgets_what_no_token_can_name(api, alice, clock):
+    await revoke(api, alice, await alice.log_in())
+    await heard(api)
+    clock.advance(seconds=750)
+    await prune(api.runtime)
+    assert api.runtime.revocations.revoked_in(0) == []
 
 
 async def test_a_list_is_served_from_memory_until_something_changes(api, alice, clock):
@@ -223,6 +244,26 @@ async def test_many_who_ask_at_once_cause_one_rendering(api, monkeypatch):
     answers = await asyncio.gather(*(api.http.get("/status-lists/0") for _ in range(20)))
     assert {answer.status_code for answer in answers} == {200}
     assert len(rendered) == 1
+
+
+async def test_what_is_revoked_while_a_list_is_rendered_is_in_the_next_one(api, alice, monkeypatch):
+    tokens = await alice.log_in()
+    await heard(api)
+    render, begun, go_on = StatusLists._render, threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> StatusListDocument:
+        begun.set()
+        assert go_on.wait(30)
+        return render(*arguments)
+
+    monkeypatch.setattr(StatusLists, "_render", slowly)
+    first = asyncio.create_task(api.http.get("/status-lists/0"))
+    assert await asyncio.to_thread(begun.wait, 30)
+    await revoke(api, alice, tokens)
+    await heard(api)
+    go_on.set()
+    await first
+    assert bit((await read_list(api))[1], status_of(tokens)) == 1
 
 
 async def test_the_aggregation_lists_every_list_that_tokens_may_name(api, alice):
@@ -478,6 +519,26 @@ async def test_nothing_is_said_while_the_table_cannot_be_read(api, alice, monkey
         assert await stream.chunk() == b""
 
 
+async def test_a_list_in_memory_is_not_served_either_while_the_table_cannot_be_read(api, monkeypatch):
+    await heard(api)
+    await read_list(api)
+    monkeypatch.setattr("identity_service.revocation.feed.VOUCHED_SECONDS", 0)
+    assert (await api.http.get("/status-lists/0")).status_code == 503
+
+
+async def test_a_look_is_as_old_as_its_beginning(api, monkeypatch):
+    """One that was held up for too long may have missed what was revoked meanwhile."""
+    monkeypatch.setattr("identity_service.revocation.feed.VOUCHED_SECONDS", 0.2)
+    feed = RevocationFeed(api.database)
+    async with api.database.connection() as other, other.transaction():
+        await other.execute("LOCK TABLE revoked_tokens")
+        look = asyncio.create_task(feed.look(api.clock()))
+        await asyncio.sleep(0.3)
+        assert not look.done()
+    await look
+    assert not feed.is_current
+
+
 async def test_a_process_serves_no_more_streams_than_it_can_bear(api, monkeypatch):
     await heard(api)
     monkeypatch.setattr("identity_service.revocation.feed.MAX_FOLLOWERS", 1)
@@ -555,25 +616,37 @@ async def committed_late(api: Api, *, by: timedelta) -> None:
         )
 
 
-@pytest.mark.parametrize(("late", "looks"), [(1, 1), (30, LOOKS_PER_LONG_ONE)])
-async def test_a_revocation_that_was_committed_late_is_found(start_api: StartApi, monkeypatch, late, looks):
-    """Written before the newest that was seen: every look goes back a little, and some go back far."""
+FULL_LOOK = int(timedelta(minutes=5).total_seconds() / LOOK_SECONDS)
+"""How many looks there are in five minutes, after which one reads everything."""
 
-    async def nobody_looks(*_: object) -> None:
-        await asyncio.Event().wait()
 
-    monkeypatch.setattr("identity_service.housekeeping.hear_revocations", nobody_looks)
-    async with start_api() as api:
-        alice = await api.sign_up()
-        tokens = await alice.log_in()
-        await revoke(api, alice, await alice.log_in())
+@pytest.mark.usefixtures("nobody_looks")
+@pytest.mark.parametrize(("late", "first", "looks"), [(1, 1, 1), (30, 1, LOOKS_PER_LONG_ONE), (120, FULL_LOOK - 1, 2)])
+async def test_a_revocation_that_was_committed_late_is_found(api, alice, late, first, looks):
+    """Written before the newest that was seen: each look goes back a little, some go back far, few read everything."""
+    tokens = await alice.log_in()
+    await revoke(api, alice, await alice.log_in())
+    await heard(api)
+    api.runtime.revocations._looks = first
+    await committed_late(api, by=timedelta(seconds=late))
+    for _ in range(looks):
+        assert bit((await read_list(api))[1], status_of(tokens)) == 0
         await heard(api)
-        api.runtime.revocations._looks = 1
-        await committed_late(api, by=timedelta(seconds=late))
-        for _ in range(looks):
-            assert bit((await read_list(api))[1], status_of(tokens)) == 0
-            await heard(api)
-        assert bit((await read_list(api))[1], status_of(tokens)) == 1
+    assert bit((await read_list(api))[1], status_of(tokens)) == 1
+
+
+async def test_a_stream_that_resumes_hears_what_was_committed_late(api, alice):
+    """It is dated before the event that the stream heard last."""
+    tokens, late = await alice.log_in(), await alice.log_in()
+    async with Stream(api) as stream:
+        await revoke(api, alice, tokens)
+        last, _ = await stream.event()
+    await committed_late(api, by=timedelta(seconds=30))
+    api.runtime.revocations._looks = 0  # the next one reads everything
+    await heard(api)
+    async with Stream(api, last) as stream:
+        told = [event_of(block)[1]["idx"] for block in stream.replayed]
+    assert status_of(late)["idx"] in told
 
 
 async def test_others_are_served_while_very_many_revocations_are_taken_up(api):

@@ -794,6 +794,15 @@ async def test_asking_for_too_much_does_not_hide_the_reuse_of_an_old_token(api, 
     assert (await api.refresh(third)).json() == ENDED
 
 
+async def test_a_retry_that_asks_for_more_than_the_login_got_is_refused(api, alice):
+    """Or the answer to the token just spent would be a way around the session's scope."""
+    await make_admin(api)
+    first = (await alice.log_in())["refresh_token"]
+    second = (await api.refresh(first)).json()["refresh_token"]
+    refused(await api.refresh(first, scope="identity:admin"), 400, "invalid_scope")
+    assert (await api.refresh(second)).status_code == 200
+
+
 # Refreshing
 
 
