@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
 
@@ -478,8 +478,7 @@ class Revocations:
             except Exception as error:  # noqa: BLE001 - whatever ended the stream, it is opened again
                 log.info("verifier.stream_ended: %s: %s", type(error).__name__, error)
             finally:
-                if not self._tasks or asyncio.current_task() in self._tasks:  # or another loop listens since
-                    self._disconnected()
+                self._disconnected(of=asyncio.current_task())
             answered = self._connections > connections
             if answered and self._heard_at - self._connected_at >= _STEADY:
                 failures, told = 0, False
@@ -528,7 +527,10 @@ class Revocations:
             self._keys.hear_changed()  # it may have been said while nobody here was listening
         self._set_due()
 
-    def _disconnected(self) -> None:
+    def _disconnected(self, *, of: "asyncio.Task[Any] | None" = None) -> None:
+        """Note that nobody listens any more; the end `of` a task says so unless another one listens since."""
+        if of is not None and self._tasks and of not in self._tasks:
+            return
         self._on_change()  # so that the next token starts the tasks again, should their loop have ended
         if not self.connected:
             return

@@ -131,6 +131,11 @@ def test_a_library_that_asks_for_more_than_the_memory_gets_none():
     assert in_a_thread(work) == argon2id._FAILED
 
 
+def test_what_the_library_refuses_is_an_error_and_no_hash():
+    with pytest.raises(HashingError, match="emory"):
+        Argon2id(Argon2Cost(4, 1, 1)).hash("a", SALT)
+
+
 def test_where_no_function_can_be_made_for_c_it_does_without(monkeypatch):
     def refuse(*_: Any, **__: Any) -> None:
         raise MemoryError

@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
-from identity_service.verifier import TokenRejected, Verifier, jws
+from identity_service.verifier import Claims, TokenRejected, Verifier, jws
 from identity_service.verifier.http import FetchFailed
 from identity_service.verifier.jws import encode_base64url
 from identity_service.verifier.keys import ALGORITHMS, parse
@@ -480,6 +480,22 @@ def test_a_fetch_of_a_loop_that_ended_is_started_again(issuer: Issuer) -> None:
     asyncio.run(give_up())
     issuer.delay = 0
     assert asyncio.run(verifier.verify(issuer.token()))
+
+
+async def test_a_key_that_goes_while_its_token_is_put_aside_leaves_none_behind(
+    issuer: Issuer, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may take it away at any moment."""
+    put, token = verifier._cache.put, issuer.token()
+
+    def overtaken(digest: bytes, claims: Claims) -> None:
+        put(digest, claims)
+        monkeypatch.setattr(verifier._keys, "_keys", {})
+
+    monkeypatch.setattr(verifier._cache, "put", overtaken)
+    await verifier.verify(token)
+    assert len(verifier._cache) == 0
+    assert verifier._known_key(token.partition(".")[0].encode()) is None
 
 
 @asynccontextmanager

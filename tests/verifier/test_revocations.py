@@ -960,6 +960,21 @@ async def test_two_wait_and_one_gives_up(issuer: Issuer, verifier: Verifier) -> 
     assert waits[1].cancelled()
 
 
+async def test_who_waits_with_a_token_of_another_key_goes_on_waiting(
+    issuer: Issuer, verifier: Verifier, other_key: rsa.RSAPrivateKey
+) -> None:
+    issuer.keys = [issuer.kit._jwk, _public_jwk(other_key)]
+    claims = await verifier.verify(issuer.token())
+    waiting = asyncio.create_task(verifier.wait_revoked(claims))
+    await asyncio.sleep(0)
+    verifier._revocations.wake_those_of_keys({"another"})
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    for _ in range(2):  # the stream and the list may say so in the same moment
+        verifier._revocations.wake_those_of_keys({claims.key_id})
+    await asyncio.wait_for(waiting, 5)
+
+
 async def test_an_index_that_is_no_longer_in_the_list_counts_as_revoked(issuer: Issuer, verifier: Verifier) -> None:
     claims = await verifier.verify(indexed(issuer, 1000))
     verifier._revocations._lists[LIST].statuses = status_list.StatusList(1, b"")
@@ -1062,7 +1077,7 @@ def test_whoever_waits_in_a_second_loop_is_told_after_the_first_has_ended(
     issuer: Issuer, now: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which followed the issuer for both."""
-    monkeypatch.setattr(revocations_module, "_WATCH", 0.05)
+    monkeypatch.setattr(revocations_module, "_WATCH", 0.5)
     verifier = issuer.verifier()
     first = asyncio.new_event_loop()
     first.run_until_complete(verifier.verify(indexed(issuer, 1)))
@@ -1072,7 +1087,8 @@ def test_whoever_waits_in_a_second_loop_is_told_after_the_first_has_ended(
     async def second() -> None:
         claims = await verifier.verify(indexed(issuer, 2))
         waiting = asyncio.create_task(verifier.wait_revoked(claims))
-        await until(lambda: len(issuer.streams) == 1)
+        await asyncio.sleep(0.1)
+        assert len(issuer.streams) == 1
         first.call_soon_threadsafe(first.stop)
         await asyncio.to_thread(running.join)
         await until(lambda: len(issuer.streams) == 2)
@@ -1085,6 +1101,41 @@ def test_whoever_waits_in_a_second_loop_is_told_after_the_first_has_ended(
     assert not asyncio.all_tasks(first)
     first.run_until_complete(verifier.aclose())
     first.close()
+
+
+async def test_a_token_without_status_is_waited_for_without_following_anybody(
+    issuer: Issuer, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocations_module, "_WATCH", 0.005)
+    claims = await verifier.verify(issuer.token(status=None))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(verifier.wait_revoked(claims), 0.05)
+    assert not issuer.streams
+
+
+def test_two_loops_that_begin_at_once_start_one_listener(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = issuer.verifier()
+    revocations = verifier._revocations
+    is_followed, both = revocations._is_followed, threading.Barrier(2)
+
+    def look_at_once() -> bool:
+        answer = is_followed()
+        if not revocations._starting.locked():
+            both.wait(10)
+        return answer
+
+    async def begin() -> None:
+        revocations.keep_following()
+        started.append(revocations._tasks[0])
+        both.wait(10)
+        await verifier.aclose()
+
+    started: list[Any] = []
+    monkeypatch.setattr(revocations, "_is_followed", look_at_once)
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(asyncio.run, begin()) for _ in range(2)]:
+            future.result()
+    assert len(set(started)) == 1
 
 
 def test_a_loop_that_stands_still_follows_for_nobody(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
