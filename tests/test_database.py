@@ -42,7 +42,7 @@ async def test_every_statement_prepares_against_the_schema_without_a_question(da
 
 
 def test_there_are_statements_to_prepare():
-    assert len(list(statements())) >= 15
+    assert len(list(statements())) >= 80
 
 
 async def shape(url: str) -> list[str]:

@@ -204,15 +204,14 @@ def test_settings_cannot_be_changed():
         Settings().workers = 2
 
 
-@pytest.mark.parametrize(
-    "issuer", ["http://127.0.0.1:8000", "http://[::1]:8000", "http://id.localhost", "https://é.example"]
-)
-def test_plain_http_is_for_this_machine_only(issuer):
-    if issuer.isascii():
-        assert load({"IDENTITY_ISSUER_URL": issuer}).settings.issuer_url == issuer
-    else:
-        with pytest.raises(ConfigurationError):
-            load({"IDENTITY_ISSUER_URL": issuer})
+@pytest.mark.parametrize("issuer", ["http://127.0.0.1:8000", "http://[::1]:8000", "http://id.localhost"])
+def test_plain_http_is_for_this_machine(issuer):
+    assert load({"IDENTITY_ISSUER_URL": issuer}).settings.issuer_url == issuer
+
+
+def test_an_issuer_that_is_not_ascii_is_refused():
+    with pytest.raises(ConfigurationError):
+        load({"IDENTITY_ISSUER_URL": "https://é.example"})
 
 
 @pytest.mark.parametrize("name", ["IDENTITY_REFRESH_LIFETIME", "IDENTITY_SESSION_LIFETIME"])

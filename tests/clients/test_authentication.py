@@ -239,7 +239,7 @@ def test_unknown_clients_and_wrong_secrets_take_the_same_time():
 
 
 async def test_unknown_clients_and_wrong_secrets_take_the_same_time_over_http(api, robot):
-    """A smoke test: half as long would show."""
+    """A smoke test: half as long would show in every series, what neighbours do in one of three."""
 
     async def ask(client_id: str) -> float:
         await api.scalar("DELETE FROM throttles")
@@ -250,11 +250,12 @@ async def test_unknown_clients_and_wrong_secrets_take_the_same_time_over_http(ap
 
     for _ in range(10):
         await ask("nobody")
-    unknown, wrong = [], []
-    for _ in range(60):
-        unknown.append(await ask("nobody"))
-        wrong.append(await ask("robot"))
-    assert 0.6 < fastest(unknown) / fastest(wrong) < 1.6
+    ratios: list[float] = []
+    while len(ratios) < 3 and not any(0.6 < ratio < 1.6 for ratio in ratios):
+        pairs = [(await ask("nobody"), await ask("robot")) for _ in range(60)]
+        unknown, wrong = zip(*pairs, strict=True)
+        ratios.append(fastest(unknown) / fastest(wrong))
+    assert 0.6 < ratios[-1] < 1.6, ratios
 
 
 def fastest(times: Sequence[float]) -> float:

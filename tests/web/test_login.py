@@ -172,7 +172,7 @@ async def test_two_people_at_one_browser_never_get_each_others_tokens(api, alice
         assert (await api.me(token)).json()["username"] == owner.username
 
 
-async def test_a_role_gives_its_scope_only_when_asked_for(api, alice):
+async def test_the_scope_of_administrators_is_given_only_when_asked_for(api, alice):
     async with api.database.connection() as db:
         await db.execute("UPDATE users SET roles = '{admin}'")
     for asked, given in [({}, ""), ({"scope": "identity:admin"}, "identity:admin"), ({"scope": "orders:read"}, "")]:
@@ -568,7 +568,7 @@ async def test_only_our_own_pages_reach_the_session(api, alice, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_referer_stands_in_for_no_origin(api, path):
+async def test_a_referer_does_not_replace_an_origin(api, path):
     answer = await api.http.post(path, json={}, headers={"Referer": f"{APP}/", "Sec-Fetch-Site": "same-origin"})
     assert seen(answer) == FOREIGN
 
