@@ -25,8 +25,11 @@ SCHEMA_HEAD = "0009"
 """The newest revision in `migrations/versions`. A test holds it equal, so that serving need not import alembic."""
 
 CONNECT_TIMEOUT = 5.0
+"""Seconds in which a connection is there, be it opened or given back by somebody else."""
 STATEMENT_TIMEOUT = 10.0
+"""Seconds in which a statement is answered."""
 ATTEMPTS = 4
+"""How often a unit of work is tried when Postgres asks for it."""
 _NAMED = {"application_name": "identity-service"}
 
 _AWAY = (

@@ -59,10 +59,12 @@ class TokenLifetimes:
 
     @property
     def published_after_signing(self) -> timedelta:
+        """How long a key stays in the JWKS after its last signature: until no access token of it can be accepted."""
         return self.access + JWKS_MAX_AGE + CLOCK_SKEW
 
     @property
     def verified_after_signing(self) -> timedelta:
+        """How long this issuer itself accepts what a key has signed: until no refresh token of it is left."""
         return max(self.refresh + CLOCK_SKEW, self.published_after_signing)
 
 

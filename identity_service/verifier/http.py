@@ -18,6 +18,7 @@ import httpx2
 log = logging.getLogger("identity_service.verifier")
 
 TIMEOUT = 3.0
+"""Seconds for a whole answer, and for the beginning of a stream."""
 _DATE_PRECISION = 2.0
 """Seconds by which a `Date` may be behind: it has whole ones, and servers write it once a second."""
 

@@ -29,7 +29,9 @@ COOLDOWN = 30.0
 SETTLED = 3.0
 """Seconds after a change of the keys by which every replica of the issuer publishes them."""
 MIN_LIFETIME, DEFAULT_LIFETIME, MAX_LIFETIME = 30.0, 300.0, 86_400.0
+"""Seconds for which a JWKS is good: whatever `Cache-Control` says, when it says nothing, and at most."""
 MAX_LENGTH = 256 * 1024
+"""Bytes of the longest JWKS that is read."""
 MAX_KEYS = 100
 _RETRY = (1.0, 30.0)
 ALGORITHMS: Final[Mapping[str, Algorithm]] = {
