@@ -216,7 +216,7 @@ def _copied(binaries: Path) -> Path:
         except OSError:
             # Another start was faster, and its copy may be in use; or this is what a cleaner of old files has left.
             if not (target / "bin" / "postgres").exists():
-                shutil.rmtree(target)
+                shutil.rmtree(target, ignore_errors=True)
                 (fresh / "copy").rename(target)
         shutil.rmtree(fresh)
     return target / "bin"

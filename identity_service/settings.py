@@ -54,7 +54,7 @@ def _words(value: object) -> object:
             value = json.loads(value)
         except ValueError:
             value = None
-        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        if not isinstance(value, list) or not all(isinstance(word, str) and word.split() == [word] for word in value):
             raise ValueError("must be words separated by spaces or commas, or a JSON array of strings")
         return tuple(value)
     return tuple(value.replace(",", " ").split())

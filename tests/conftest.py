@@ -328,6 +328,16 @@ def settings(database_url: str, keys_dir: Path) -> Settings:
     return settings_of(database_url, keys_dir)
 
 
+async def until_somebody_waits(api: Api) -> None:
+    """Wait until a statement waits for a lock that somebody else has."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    for _ in range(1000):
+        await asyncio.sleep(0.005)
+        if await api.scalar(waits):
+            return
+    pytest.fail("nobody waits")
+
+
 StartApi = Callable[..., AbstractAsyncContextManager[Api]]
 
 

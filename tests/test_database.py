@@ -536,33 +536,32 @@ async def test_a_pooler_that_keeps_no_prepared_statements_is_a_database_that_is_
         assert "DuplicatePreparedStatement" in away.value.detail
 
 
-async def test_after_a_rest_another_one_is_opened_where_none_could_be(database_url, monkeypatch):
+@pytest.fixture
+def refuse_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Has the next connection refused, and the rest after that last a moment."""
     acquire = asyncpg.Pool.acquire
 
-    async def refuse_once(*_: Any, **__: Any) -> Any:
+    async def refused(*_: Any, **__: Any) -> Any:
         monkeypatch.setattr(asyncpg.Pool, "acquire", acquire)
         raise asyncpg.TooManyConnectionsError("too many connections for role")
 
     monkeypatch.setattr(database_module._Lending, "REST_SECONDS", 0.05)
+    return lambda: monkeypatch.setattr(asyncpg.Pool, "acquire", refused)
+
+
+async def test_after_a_rest_another_one_is_opened_where_none_could_be(database_url, refuse_once):
     async with open_database(database_url, pool_size=2) as database:
         async with database.connection() as one:
-            monkeypatch.setattr(asyncpg.Pool, "acquire", refuse_once)
+            refuse_once()
             waiting = asyncio.create_task(_pid_of(database))
             await asyncio.sleep(0.1)
             assert await _pid_of(database) != one.get_server_pid()
         await waiting
 
 
-async def test_after_a_rest_whoever_waits_need_not_wait_for_somebody_else_to_come(database_url, monkeypatch):
-    acquire = asyncpg.Pool.acquire
-
-    async def refuse_once(*_: Any, **__: Any) -> Any:
-        monkeypatch.setattr(asyncpg.Pool, "acquire", acquire)
-        raise asyncpg.TooManyConnectionsError("too many connections for role")
-
-    monkeypatch.setattr(database_module._Lending, "REST_SECONDS", 0.05)
+async def test_after_a_rest_whoever_waits_need_not_wait_for_somebody_else_to_come(database_url, refuse_once):
     async with open_database(database_url, pool_size=2) as database, database.connection() as one:
-        monkeypatch.setattr(asyncpg.Pool, "acquire", refuse_once)
+        refuse_once()
         assert await _pid_of(database) != one.get_server_pid()
 
 

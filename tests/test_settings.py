@@ -228,6 +228,6 @@ def test_words_of_a_choice_are_taken_in_any_case():
 
 def test_a_list_may_be_a_json_array():
     assert load({"IDENTITY_AUDIENCE": '["api", "orders"]'}).settings.audience == ("api", "orders")
-    for wrong in ("[api]", '["api", 1]', '{"a": 1}', '["api"'):
+    for wrong in ("[api]", '[""]', '["two words"]', '["api", 1]', '{"a": 1}', '["api"'):
         with pytest.raises(ConfigurationError, match="IDENTITY_AUDIENCE"):
             load({"IDENTITY_AUDIENCE": wrong})

@@ -40,7 +40,6 @@ LEAST_POSTGRES = 14
 ODD_CLOCK = timedelta(seconds=5)
 ONLINE_SECONDS = 5.0
 HASHES = 3
-RESTORE = "restore it from a backup; without one, `identity-service keys rotate --now`"
 SLOWEST_HASH = 0.5
 FASTEST_HASH = 0.005
 
@@ -216,7 +215,8 @@ def active_key(settings: Settings, ring: Keyring, now: datetime) -> Finding:
     try:
         key = ring.signer(now)
     except KeysUnavailable as error:
-        return Finding("active key", "fail", f"nothing can sign: {error.detail}", RESTORE)
+        fix = "restore the folder from a backup; without one, `identity-service keys rotate --now`"
+        return Finding("active key", "fail", f"nothing can sign: {error.detail}", fix)
     age = now - (key.signs_from or now)
     text = f"{key.kid} has signed for {counted(age.days, 'day')}"
     if settings.key_rotation_period and age > settings.key_rotation_period + timedelta(days=1):
@@ -235,7 +235,7 @@ def standby_key(ring: Keyring, now: datetime) -> Finding:
         return Finding("standby key", "fail", text, "`identity-service keys rotate` makes one")
     if standby[0].private is None:
         text = f"{standby[0].kid}.pem is missing: it cannot sign when its turn comes"
-        return Finding("standby key", "fail", text, RESTORE)
+        return Finding("standby key", "fail", text, "restore it from a backup; or `identity-service keys rotate`")
     return Finding("standby key", "ok", f"{standby[0].kid} is published")
 
 

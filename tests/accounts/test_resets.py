@@ -10,7 +10,7 @@ from identity_service.accounts import formats, registration, resets
 from identity_service.errors import UserDisabled, UserNotFound
 from identity_service.housekeeping import prune
 from identity_service.shell import reset_token
-from tests.conftest import PASSWORD, TESTER, Account, Api, bearer
+from tests.conftest import PASSWORD, TESTER, Account, Api, bearer, until_somebody_waits
 from tests.web.answers import problem, seen
 
 NEW_PASSWORD = "purple elephants dance at dusk"
@@ -206,13 +206,7 @@ async def test_a_reset_that_waits_for_the_account_holds_nothing_that_others_wait
     async with api.database.connection() as other, other.transaction():
         await other.execute("SELECT FROM users FOR UPDATE")
         finishing = asyncio.create_task(finish(api, token))
-        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        for _ in range(1000):
-            await asyncio.sleep(0.005)
-            if await api.scalar(waits):
-                break
-        else:
-            pytest.fail("nobody waits")
+        await until_somebody_waits(api)
         await other.execute("SELECT FROM password_resets FOR UPDATE NOWAIT")
     assert (await finishing).status_code == 204
 

@@ -15,7 +15,7 @@ from identity_service.errors import (
     RoleTaken,
     UserNotFound,
 )
-from tests.conftest import START, TESTER, Api
+from tests.conftest import START, TESTER, Api, until_somebody_waits
 
 
 async def create(api: Api, name: str = "clerk", scope: str = "orders:read orders:write") -> None:
@@ -227,13 +227,7 @@ async def test_a_login_that_waits_meanwhile_gets_what_the_role_gives_afterwards(
     async with api.database.connection() as other, other.transaction():
         await other.execute("UPDATE users SET email = 'alice@example.com' WHERE username = 'alice'")
         login = asyncio.create_task(alice.log_in())
-        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        for _ in range(1000):
-            await asyncio.sleep(0.005)
-            if await api.scalar(waits):
-                break
-        else:
-            pytest.fail("nobody waits")
+        await until_somebody_waits(api)
         await api.database.transact(
             lambda db: roles.set_scopes(db, "clerk", scope="orders:read", end_sessions=True, by=TESTER, now=api.clock())
         )
