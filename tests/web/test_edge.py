@@ -257,15 +257,22 @@ async def test_no_header_is_expensive_to_read(api):
         b"X-Request-ID",
     )
     routes = [("GET", "/users/me"), ("GET", "/.well-known/jwks.json"), ("POST", "/token"), ("POST", "/login")]
+
+    async def took(method: str, path: str, header: tuple[bytes, bytes]) -> float:
+        started = time.thread_time()
+        answer = await api.http.request(method, path, headers=[header])
+        assert answer.status_code < 500
+        return time.thread_time() - started
+
     slow = []
     for name, prefix, pattern in product(names, PREFIXES, PATTERNS):
         value = prefix + pattern * (30_000 // len(pattern))
         for method, path in routes if prefix and name in (b"Authorization", b"Content-Type", b"Cookie") else routes[:1]:
-            started = time.thread_time()
-            answer = await api.http.request(method, path, headers=[(name, value)])
-            if time.thread_time() - started > 0.2:
+            for _ in range(3):  # the garbage of earlier tests is collected within one request, not within three
+                if await took(method, path, (name, value)) < 0.2:
+                    break
+            else:
                 slow.append((name, value[:40], path))
-            assert answer.status_code < 500
     assert slow == []
 
 
