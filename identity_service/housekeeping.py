@@ -72,6 +72,7 @@ async def repeating(
         audit.listener.set(listener)
         waits_for = ""
         while True:
+            pause = seconds
             try:
                 await work()
             except DatabaseUnavailable as error:
@@ -79,20 +80,23 @@ async def repeating(
                 level = logging.DEBUG if error.detail == waits_for else logging.WARNING
                 waits_for = error.detail
                 log.log(level, "housekeeping.waits", extra={"what": what, "detail": error.detail})
-                await asyncio.sleep(AGAIN_SECONDS)
+                pause += AGAIN_SECONDS
             except Exception:
                 # Housekeeping outlives whatever it stumbles over.
                 log.exception("housekeeping.failed", extra={"what": what})
-                await asyncio.sleep(AGAIN_SECONDS)
+                pause += AGAIN_SECONDS
             else:
                 waits_for = ""
-            await asyncio.sleep(seconds)
+            if task.cancelling():  # see below
+                return
+            await asyncio.sleep(pause)
 
     task = asyncio.create_task(repeat())
     try:
         yield
     finally:
         # Again and again: on Python 3.11 some of what is waited for swallows a cancellation that meets its result.
+        # Work that ends all the same is not begun anew.
         while not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=1)

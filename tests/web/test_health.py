@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Any
 
@@ -366,3 +366,19 @@ async def test_housekeeping_that_cannot_go_on_says_why_once_until_it_can(monkeyp
         await asyncio.wait_for(done.wait(), 5)
     told = [(record.levelname, record.what, record.detail) for record in caplog.records]
     assert told == [("WARNING", "pruning", detail) for detail in ("no privilege", "gone", "gone")]
+
+
+async def test_work_that_swallows_its_cancellation_is_not_begun_anew_and_holds_up_no_stop():
+    """As what waits for a connection does on Python 3.11, when both come in the same moment."""
+    begun = []
+
+    async def work() -> None:
+        begun.append(asyncio.get_running_loop().time())
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+
+    async with repeating("pruning", 3600, work, lambda *_: None):
+        await asyncio.sleep(0.01)
+        stopped = asyncio.get_running_loop().time()
+    assert len(begun) == 1
+    assert asyncio.get_running_loop().time() - stopped < 0.9
