@@ -30,6 +30,10 @@ STATEMENT_TIMEOUT = 10.0
 """Seconds in which a statement is answered."""
 ATTEMPTS = 4
 """How often a unit of work is tried when Postgres asks for it."""
+PRUNE_BATCH = 1000
+"""Most rows that are pruned by one statement, so that it never takes long."""
+HOURS = 24 * 3600.0
+"""The time limit, in seconds, of a statement that may go through whole tables."""
 _NAMED = {"application_name": "identity-service"}
 
 _AWAY = (
@@ -73,6 +77,23 @@ def normalise_url(url: str) -> str:
 def affected(status: str) -> int:
     """Return how many rows a statement inserted, updated or deleted, of what `execute` returns."""
     return int(status.rpartition(" ")[2])
+
+
+async def delete_expired(
+    db: Connection, table: str, key: str, *, before: datetime, expired: str = "expires_at < $1"
+) -> int:
+    """Delete a batch of a table's rows; return how many went. What somebody else has locked stays for the next time.
+
+    Args:
+        table, key, expired: SQL of our own: the table, its primary key, and which rows are over at `before`, $1.
+    """
+    # An array, because some plans run the subquery of an IN again, and it skips what it has locked.
+    statement = f"""
+        DELETE FROM {table} WHERE {key} = ANY (ARRAY(
+            SELECT {key} FROM {table} WHERE {expired} LIMIT $2 FOR UPDATE SKIP LOCKED
+        ))
+    """  # noqa: S608 - put together from constants of ours, see above
+    return affected(await db.execute(statement, before, PRUNE_BATCH))
 
 
 class StatementFailed(Exception):

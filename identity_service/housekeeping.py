@@ -14,7 +14,7 @@ from identity_service.accounts import store as account_store
 from identity_service.audit import Actor, chain
 from identity_service.clients import own_tokens
 from identity_service.clients import store as clients
-from identity_service.database import Connection
+from identity_service.database import PRUNE_BATCH, Connection
 from identity_service.errors import DatabaseUnavailable, HashingOverloaded
 from identity_service.revocation import CHANNEL
 from identity_service.runtime import Runtime
@@ -122,11 +122,11 @@ async def prune(runtime: Runtime) -> None:
     runtime.revocations.forget_expired(runtime.now())
     while True:
         async with runtime.database.connection() as db:
-            went = await lifecycle.prune(db, now=runtime.now())
-            went += await own_tokens.prune(db, now=runtime.now())
-            went += await resets.prune(db, now=runtime.now())
-            tallies = await throttling.prune(db, now=runtime.now())
-        if went < lifecycle.PRUNE_BATCH and tallies < throttling.PRUNE_BATCH:
+            went = [
+                await work(db, now=runtime.now())
+                for work in (lifecycle.prune, own_tokens.prune, resets.prune, throttling.prune)
+            ]
+        if max(went) < PRUNE_BATCH:
             return
         await asyncio.sleep(PRUNE_PAUSE_SECONDS)
 

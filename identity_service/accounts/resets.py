@@ -12,13 +12,12 @@ from uuid import UUID
 from identity_service import audit
 from identity_service.accounts import User, store
 from identity_service.audit import Actor, Event, Subject
-from identity_service.database import Connection
+from identity_service.database import Connection, delete_expired
 from identity_service.errors import ResetTokenInvalid, UserDisabled, UserNotFound
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import lifecycle
 
 RESET_LIFETIME = timedelta(minutes=30)
-PRUNE_BATCH = 1000
 
 
 async def start(db: Connection, user_id: UUID, token: str, *, by: Actor, now: datetime) -> datetime:
@@ -72,7 +71,7 @@ async def finish(
 
 async def prune(db: Connection, *, now: datetime) -> int:
     """Delete a batch of tokens that have expired; return how many went."""
-    return await store.delete_expired_resets(db, now=now, limit=PRUNE_BATCH)
+    return await delete_expired(db, "password_resets", "user_id", before=now)
 
 
 def _digest(token: str) -> bytes:

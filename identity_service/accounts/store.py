@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from identity_service.accounts import Credentials, Role, User
-from identity_service.database import Connection, Record, affected
+from identity_service.database import HOURS, Connection, Record, affected
 from identity_service.errors import UsernameTaken
 from identity_service.sessions.store import _OF_WELCOME_CLIENT
 from identity_service.throttling import Attempt
@@ -147,7 +147,6 @@ _STAGED_WITH_ROLES = """
     SELECT id::text AS subject_id, jsonb_build_object('username', username, 'roles', to_jsonb(roles)) AS details
       FROM staged_users WHERE roles <> '{}'
 """
-_HOURS = 24 * 3600.0
 
 INSERT_RESET = """
     INSERT INTO password_resets (user_id, token_digest, created_at, expires_at) VALUES ($1, $2, $3, $4)
@@ -163,12 +162,6 @@ SPEND_RESET = """
       FROM spent WHERE users.id = spent.user_id AND users.disabled_at IS NULL
 """
 DELETE_RESET = "DELETE FROM password_resets WHERE user_id = $1"
-# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
-DELETE_EXPIRED_RESETS = """
-    DELETE FROM password_resets WHERE user_id = ANY (ARRAY(
-        SELECT user_id FROM password_resets WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
-    ))
-"""
 
 INSERT_ROLE = """
     INSERT INTO roles (name, scopes, created_at) VALUES ($1, $2, $3)
@@ -367,17 +360,13 @@ async def delete_reset(db: Connection, user_id: UUID) -> None:
     await db.execute(DELETE_RESET, user_id)
 
 
-async def delete_expired_resets(db: Connection, *, now: datetime, limit: int) -> int:
-    return affected(await db.execute(DELETE_EXPIRED_RESETS, now, limit))
-
-
 async def stage(db: Connection, users: Iterable[StagedUser]) -> None:
     """Put users aside until the transaction ends, by COPY; they are asked for as they are sent."""
     await db.execute(_STAGE)
     await db.copy_records_to_table(
-        "staged_users", records=users, columns=StagedUser._fields, schema_name="pg_temp", timeout=_HOURS
+        "staged_users", records=users, columns=StagedUser._fields, schema_name="pg_temp", timeout=HOURS
     )
-    await db.execute("ANALYZE staged_users", timeout=_HOURS)
+    await db.execute("ANALYZE staged_users", timeout=HOURS)
 
 
 async def drop_staged_repetitions(db: Connection, *, limit: int) -> tuple[int, list[int]]:
@@ -391,14 +380,14 @@ async def drop_staged_conflicts(db: Connection, *, limit: int) -> tuple[int, lis
 
 
 async def _drop_staged(db: Connection, sql: str, limit: int) -> tuple[int, list[int]]:
-    row = await db.fetchrow(sql, limit, timeout=_HOURS)
+    row = await db.fetchrow(sql, limit, timeout=HOURS)
     assert row is not None
     return row["lines"], row["first"] or []
 
 
 async def count_staged_roles(db: Connection) -> dict[str, int]:
     """Return how many of those that are still staged have each role."""
-    return {row["role"]: row["users"] for row in await db.fetch(_COUNT_STAGED_ROLES, timeout=_HOURS)}
+    return {row["role"]: row["users"] for row in await db.fetch(_COUNT_STAGED_ROLES, timeout=HOURS)}
 
 
 def staged_with_roles() -> str:
@@ -408,7 +397,7 @@ def staged_with_roles() -> str:
 
 async def insert_staged(db: Connection) -> int:
     """Make users of those that were staged, unless somebody was faster; return how many."""
-    return affected(await db.execute(_INSERT_STAGED, timeout=_HOURS))
+    return affected(await db.execute(_INSERT_STAGED, timeout=HOURS))
 
 
 async def stream(db: Connection) -> AsyncIterator[tuple[User, str]]:

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from identity_service.audit.events import Chained, ChainState, EventFilter, RecordedEvent
-from identity_service.database import Connection, Record, affected
+from identity_service.database import HOURS, Connection, Record, affected
 
 _EVENT = """
     id, occurred_at, event, outcome, reason, actor_kind, actor_id, subject_kind, subject_id, client_id, session_id,
@@ -57,7 +57,6 @@ def insert_from(source: str, *, first: int) -> str:
 
 
 INSERT = insert_from("unnest($1::uuid[]) AS given (session_id)", first=2)
-_HOURS = 24 * 3600.0
 LIST = f"""
     SELECT {_EVENT} FROM audit_events
      WHERE {_MATCHES} AND ($8::bigint IS NULL OR id < $8)
@@ -101,7 +100,7 @@ async def insert_each(db: Connection, selected: str, session_id: UUID | None, en
         INSERT INTO audit_events (session_id, {", ".join(given)}, subject_id, details)
         SELECT $1::uuid, {values}, subject_id, details FROM ({selected}) AS selected
     """
-    return affected(await db.execute(statement, session_id, *given.values(), timeout=_HOURS))
+    return affected(await db.execute(statement, session_id, *given.values(), timeout=HOURS))
 
 
 async def list_before(db: Connection, wanted: EventFilter, *, before_id: int | None, limit: int) -> list[RecordedEvent]:

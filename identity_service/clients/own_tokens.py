@@ -9,12 +9,10 @@ from datetime import datetime
 from identity_service import audit
 from identity_service.audit import Actor, Event, Subject
 from identity_service.clients import Client, store
-from identity_service.database import Connection
+from identity_service.database import Connection, delete_expired
 from identity_service.errors import ClientRejected
 from identity_service.revocation import revoking
 from identity_service.revocation.revoking import Reason
-
-PRUNE_BATCH = 1000
 
 
 async def issue(
@@ -69,7 +67,7 @@ async def revoke_all(db: Connection, client_id: str, *, reason: Reason, by: Acto
 
 async def prune(db: Connection, *, now: datetime) -> int:
     """Delete a batch of rows whose tokens have expired; return how many went."""
-    return await store.delete_expired_tokens(db, now=now, limit=PRUNE_BATCH)
+    return await delete_expired(db, "client_tokens", "jti", before=now)
 
 
 async def _record(db: Connection, client_id: str, *, tokens: int, reason: Reason, by: Actor, now: datetime) -> None:

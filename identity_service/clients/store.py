@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from identity_service.clients import Client, ClientCredentials
-from identity_service.database import Connection, Record, affected
+from identity_service.database import Connection, Record
 from identity_service.revocation import Revocable
 from identity_service.sessions import CLIENT_GATES
 
@@ -64,12 +64,6 @@ FIND_LIVE_TOKEN = """
     SELECT t.jti FROM client_tokens AS t JOIN clients AS c USING (client_id)
      WHERE t.jti = $1 AND t.client_id = $2 AND c.disabled_at IS NULL
        AND NOT EXISTS (SELECT FROM revoked_tokens AS r WHERE r.jti = t.jti)
-"""
-# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
-DELETE_EXPIRED_TOKENS = """
-    DELETE FROM client_tokens WHERE jti = ANY (ARRAY(
-        SELECT jti FROM client_tokens WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
-    ))
 """
 
 
@@ -178,10 +172,6 @@ async def list_tokens(db: Connection, client_id: str, *, now: datetime) -> list[
 async def is_live_token(db: Connection, token_id: str, client_id: str) -> bool:
     """Tell whether a token is not revoked and its client not disabled; when it expires, it says itself."""
     return await db.fetchval(FIND_LIVE_TOKEN, token_id, client_id) is not None
-
-
-async def delete_expired_tokens(db: Connection, *, now: datetime, limit: int) -> int:
-    return affected(await db.execute(DELETE_EXPIRED_TOKENS, now, limit))
 
 
 def _client(row: Record) -> Client:

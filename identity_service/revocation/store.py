@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 
-from identity_service.database import Connection, affected
+from identity_service.database import Connection
 from identity_service.revocation import CHANNEL, Revocable, RevokedIndex
 
 INSERT = f"""
@@ -32,12 +32,6 @@ FIND_FIRST_INDEX = """
                  (SELECT status_index FROM client_tokens ORDER BY jti LIMIT 1))
 """
 FIND_LAST_INDEX = "SELECT last_value FROM status_index_seq"
-# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
-DELETE_EXPIRED = """
-    DELETE FROM revoked_tokens WHERE jti = ANY (ARRAY(
-        SELECT jti FROM revoked_tokens WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
-    ))
-"""
 
 
 async def insert(
@@ -70,8 +64,3 @@ async def index_range(db: Connection) -> tuple[int, int]:
     last: int = await db.fetchval(FIND_LAST_INDEX)
     first: int | None = await db.fetchval(FIND_FIRST_INDEX)
     return (last if first is None else first), last
-
-
-async def delete_expired(db: Connection, *, now: datetime, limit: int) -> int:
-    """Delete rows that concern no token any more; return how many."""
-    return affected(await db.execute(DELETE_EXPIRED, now, limit))

@@ -7,15 +7,12 @@ from uuid import UUID
 
 from identity_service import audit
 from identity_service.audit import Actor, Event, Subject
-from identity_service.database import Connection
+from identity_service.database import Connection, delete_expired
 from identity_service.errors import InvalidCredentials
 from identity_service.revocation import revoking
-from identity_service.revocation import store as revoked
 from identity_service.revocation.revoking import Reason
 from identity_service.sessions import EndedSession, Login, Session, SessionSummary, store
 from identity_service.throttling import UNCOUNTED, Attempt
-
-PRUNE_BATCH = 1000
 
 
 async def start(db: Connection, login: Login) -> Session:
@@ -93,18 +90,16 @@ async def end_all(
     return len(ended)
 
 
-async def end_all_of_client(db: Connection, client_id: str, *, reason: Reason, by: Actor, now: datetime) -> int:
-    """End the sessions that a client began, whoever's they are; return how many. Call within a transaction."""
+async def end_all_of_client(db: Connection, client_id: str, *, reason: Reason, by: Actor, now: datetime) -> None:
+    """End the sessions that a client began, whoever's they are. Call within a transaction."""
     ended = await store.revoke_all_of_client(db, client_id, now=now)
     await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
-    return len(ended)
 
 
-async def end_all_of_role(db: Connection, role: str, *, reason: Reason, by: Actor, now: datetime) -> int:
-    """End the sessions of everybody who has a role; return how many. Call within a transaction."""
+async def end_all_of_role(db: Connection, role: str, *, reason: Reason, by: Actor, now: datetime) -> None:
+    """End the sessions of everybody who has a role. Call within a transaction."""
     ended = await store.revoke_all_of_role(db, role, now=now)
     await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
-    return len(ended)
 
 
 async def _revoke_tokens(
@@ -129,5 +124,5 @@ async def _revoke_tokens(
 
 async def prune(db: Connection, *, now: datetime) -> int:
     """Delete a batch of sessions and revoked ids that no token can name any more; return how many rows went."""
-    sessions = await store.delete_expired(db, now=now, limit=PRUNE_BATCH)
-    return sessions + await revoked.delete_expired(db, now=now, limit=PRUNE_BATCH)
+    sessions = await delete_expired(db, "sessions", "id", before=now)
+    return sessions + await delete_expired(db, "revoked_tokens", "jti", before=now)

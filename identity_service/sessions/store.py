@@ -8,7 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from identity_service.audit.store import Entry, insert_from
-from identity_service.database import Connection, Record, affected
+from identity_service.database import Connection, Record
 from identity_service.revocation import Revocable
 from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, Claim, EndedSession, Login, Session, SessionSummary
 from identity_service.throttling import Attempt
@@ -130,12 +130,6 @@ REVOKE_ALL_OF_ROLE = """
     RETURNING s.id, s.user_id, s.status_index, s.access_expires_at
 """
 KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
-# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
-DELETE_EXPIRED = """
-    DELETE FROM sessions WHERE id = ANY (ARRAY(
-        SELECT id FROM sessions WHERE expires_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
-    ))
-"""
 
 
 async def insert(db: Connection, login: Login, entry: Entry, attempt: Attempt) -> Session | None:
@@ -274,10 +268,6 @@ async def revoke_all_of_role(db: Connection, role: str, *, now: datetime) -> lis
 async def keep_after_password_change(db: Connection, session_id: UUID, *, password_changed_at: datetime) -> None:
     """Let the session that changed the password outlive the change."""
     await db.execute(KEEP_AFTER_PASSWORD_CHANGE, session_id, password_changed_at)
-
-
-async def delete_expired(db: Connection, *, now: datetime, limit: int) -> int:
-    return affected(await db.execute(DELETE_EXPIRED, now, limit))
 
 
 def _session(row: Record) -> Session:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from identity_service import audit
 from identity_service.audit import Actor, Event, Subject
-from identity_service.database import Connection
+from identity_service.database import Connection, delete_expired
 from identity_service.errors import Throttled
 from identity_service.throttling import store
 from identity_service.throttling.store import Tally
@@ -29,7 +29,6 @@ LOCK = timedelta(days=1)
 FORGOTTEN_AFTER = timedelta(days=1)
 """How long after the last failure, and after the wait it brought, nothing is left of it."""
 
-PRUNE_BATCH = 1000
 _MOST_DOUBLINGS = 30
 
 
@@ -256,7 +255,8 @@ async def forgive(db: Connection, user_id: UUID, *, by: Actor, now: datetime) ->
 
 async def prune(db: Connection, *, now: datetime) -> int:
     """Delete a batch of tallies that say nothing any more; return how many rows went."""
-    return await store.delete_expired(db, before=now - FORGOTTEN_AFTER, limit=PRUNE_BATCH)
+    expired = "last_failed_at < $1 AND blocked_until < $1 ORDER BY last_failed_at"
+    return await delete_expired(db, "throttles", "key", before=now - FORGOTTEN_AFTER, expired=expired)
 
 
 def prefix(address: str | None) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from identity_service.database import Connection, Record, affected
+from identity_service.database import Connection, Record
 
 _TALLY = "t.key, t.failures, t.last_failed_at, t.blocked_until"
 
@@ -40,17 +40,6 @@ UPDATE = """
 """
 DELETE_OPEN = "DELETE FROM throttles WHERE key = $1 AND blocked_until <= $2"
 DELETE = "DELETE FROM throttles WHERE key = $1 RETURNING failures"
-# An array, because some plans run the subquery of an IN again, and it skips what it has locked.
-DELETE_EXPIRED = """
-    DELETE FROM throttles
-     WHERE key = ANY (ARRAY(
-               SELECT key FROM throttles
-                WHERE last_failed_at < $1 AND blocked_until < $1
-                ORDER BY last_failed_at LIMIT $2
-                  FOR UPDATE SKIP LOCKED
-           ))
-       AND blocked_until < $1
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +84,6 @@ async def delete_open(db: Connection, key: bytes, *, now: datetime) -> None:
 async def delete(db: Connection, key: bytes) -> int:
     """Delete a tally and return how many failures it held."""
     return await db.fetchval(DELETE, key) or 0
-
-
-async def delete_expired(db: Connection, *, before: datetime, limit: int) -> int:
-    return affected(await db.execute(DELETE_EXPIRED, before, limit))
 
 
 def tallies_of(rows: Sequence[Record]) -> dict[bytes, Tally]:

@@ -231,7 +231,7 @@ async def test_what_was_typed_is_nowhere_to_be_read(api):
 
 
 async def test_rows_that_say_nothing_any_more_go_in_batches_and_others_stay(api, monkeypatch):
-    monkeypatch.setattr(throttling, "PRUNE_BATCH", 40)
+    monkeypatch.setattr("identity_service.database.PRUNE_BATCH", 40)
     async with api.database.connection() as db:
         await db.execute(
             "INSERT INTO throttles SELECT sha256(n::text::bytea), 1, $1, $1 FROM generate_series(1, 200) AS n", START
