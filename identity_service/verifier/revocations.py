@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
+from weakref import WeakSet
 
 import httpx2
 
@@ -35,7 +36,7 @@ SILENCE = 15.5
 """Seconds without a byte after which the stream is dead; the issuer promises a comment every 15 at most."""
 TICK = 0.5
 _WATCH = 2.0
-"""Seconds after which a loop that has not ticked is taken to stand still, and in which whoever waits looks after it."""
+"""Seconds after which a loop that has not ticked is taken to stand still, and between looks after those who wait."""
 MAX_LISTS = 256
 MAX_OVERLAY = 100_000
 _CONNECTED_INTERVAL = 300.0
@@ -155,6 +156,8 @@ class Revocations:
         self._noting, self._starting = threading.Lock(), threading.Lock()
         self._waiters: dict[StatusReference | None, dict[asyncio.Future[None], Claims]] = {}
         """Who waits for a revocation, with the claims that each began with."""
+        self._watching = WeakSet[asyncio.AbstractEventLoop]()
+        """The loops in which somebody waits."""
         self._prune_at = 0.0
         self._last_event_id = ""
         self._connections = 0
@@ -261,16 +264,38 @@ class Revocations:
                 held = self._lists.get(reference.uri)
                 if reference in self._overlay or (held is not None and _revoked_in(held, reference)):
                     return
-                self.keep_following()
-            while not (await asyncio.wait({waiter}, timeout=_WATCH))[0]:
-                if reference is not None:
-                    self.keep_following()  # the loop that followed may have ended
+                self._keep_watch()
+            await waiter
         finally:
             with self._noting:
                 waiters = self._waiters.get(reference, {})
                 waiters.pop(waiter, None)
                 if not waiters:
                     self._waiters.pop(reference, None)
+
+    def _keep_watch(self) -> None:
+        """Follow the issuer for as long as somebody waits in this loop: another one that does may end or stand still.
+
+        One timer for all who wait; with one for each, ten thousand sockets would take a tenth of a core.
+        """
+        loop = asyncio.get_running_loop()
+        with self._noting:
+            if loop in self._watching:
+                return
+            self._watching.add(loop)
+        self._watch(loop)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._noting:
+            waits = any(
+                reference is not None and any(waiter.get_loop() is loop for waiter in waiters)
+                for reference, waiters in self._waiters.items()
+            )
+            if not waits:
+                self._watching.discard(loop)
+        if waits:
+            self.keep_following()
+            loop.call_later(_WATCH, self._watch, loop)
 
     def waiting(self) -> list[Claims]:
         """Return the claims of all who wait."""

@@ -1103,6 +1103,38 @@ def test_whoever_waits_in_a_second_loop_is_told_after_the_first_has_ended(
     first.close()
 
 
+async def test_however_many_wait_they_are_looked_after_together_and_nobody_once_they_have_gone(
+    issuer: Issuer, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand sockets with a timer each would hold up the loop for a quarter of a second every two seconds."""
+    monkeypatch.setattr(revocations_module, "_WATCH", 0.02)
+    claims, silent = await verifier.verify(indexed(issuer, 1)), await verifier.verify(issuer.token(status=None))
+    revocations, looks = verifier._revocations, 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    monkeypatch.setattr(revocations, "keep_following", look)
+    lasting = asyncio.create_task(verifier.wait_revoked(silent))
+    waiting = [asyncio.create_task(verifier.wait_revoked(claims)) for _ in range(1000)]
+    await until(lambda: looks >= 3)
+    await asyncio.sleep(0)
+    assert looks < 20
+    for each in waiting:
+        each.cancel()
+    await asyncio.wait(waiting)
+    await until(lambda: not revocations._watching)
+    looked = looks
+    await asyncio.sleep(0.1)
+    assert looks == looked
+    waiting = [asyncio.create_task(verifier.wait_revoked(claims))]
+    await until(lambda: looks > looked + 1)
+    for each in (*waiting, lasting):
+        each.cancel()
+    await asyncio.wait((*waiting, lasting))
+
+
 async def test_a_token_without_status_is_waited_for_without_following_anybody(
     issuer: Issuer, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
