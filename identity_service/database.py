@@ -79,6 +79,11 @@ def affected(status: str) -> int:
     return int(status.rpartition(" ")[2])
 
 
+async def wait_briefly_for_locks(db: Connection) -> None:
+    """Have the rest of a transaction wait for no lock longer than for an answer. Call before what may take `HOURS`."""
+    await db.execute(f"SET LOCAL lock_timeout = {int(STATEMENT_TIMEOUT * 1000)}")
+
+
 async def delete_expired(
     db: Connection, table: str, key: str, *, before: datetime, expired: str = "expires_at < $1"
 ) -> int:

@@ -19,7 +19,7 @@ from identity_service.audit import Actor, Event, Subject
 from identity_service.database import Connection
 from identity_service.errors import CurrentPasswordWrong, EmailRejected, UsernameRejected, UserNotFound
 from identity_service.ids import read_uuid
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.sessions import lifecycle
 from identity_service.sessions import store as sessions
 

@@ -14,7 +14,7 @@ from identity_service.accounts import User, store
 from identity_service.audit import Actor, Event, Subject
 from identity_service.database import Connection, delete_expired
 from identity_service.errors import ResetTokenInvalid, UserDisabled, UserNotFound
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.sessions import lifecycle
 
 RESET_LIFETIME = timedelta(minutes=30)

@@ -25,7 +25,7 @@ from identity_service.errors import (
     ScopeRejected,
     UserNotFound,
 )
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.sessions import lifecycle
 
 ADMIN = "admin"
@@ -126,7 +126,8 @@ async def delete(db: Connection, unverified_name: str, *, by: Actor, now: dateti
     _refuse_built_in(unverified_name)
     await find(db, unverified_name)
     # Locked before its users are counted: whoever is granting it has committed by then, and nobody else begins.
-    await store.lock_role(db, unverified_name)
+    if not await store.lock_role(db, unverified_name):
+        raise RoleNotFound(detail=unverified_name)
     if users := await store.count_users(db, unverified_name):
         raise RoleInUse(f"{users} users have this role." if users > 1 else "1 user has this role.")
     await store.delete_role(db, unverified_name)

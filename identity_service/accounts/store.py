@@ -311,7 +311,7 @@ async def count_administrators(db: Connection) -> int:
 
 
 async def delete(db: Connection, user_id: UUID) -> None:
-    await db.execute(DELETE, user_id)
+    await db.execute(DELETE, user_id, timeout=HOURS)  # with all sessions
 
 
 async def add_role(db: Connection, username: str, role: str) -> User | None:
@@ -426,9 +426,9 @@ async def update_role(db: Connection, name: str, *, scopes: Sequence[str]) -> Ro
     return _role(row) if row is not None else None
 
 
-async def lock_role(db: Connection, name: str) -> None:
-    """Keep a role from being given to anybody until the transaction ends."""
-    await db.fetchval(LOCK_ROLE, name)
+async def lock_role(db: Connection, name: str) -> bool:
+    """Keep a role from being given to anybody until the transaction ends; return whether there is one."""
+    return await db.fetchval(LOCK_ROLE, name) is not None
 
 
 async def share_role(db: Connection, name: str) -> bool:

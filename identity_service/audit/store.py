@@ -1,8 +1,9 @@
 """SQL of the audit events and of the chain that links them."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
+from itertools import count
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -41,21 +42,28 @@ class Entry(NamedTuple):
     details: str
 
 
-def insert_from(source: str, *, first: int) -> str:
-    """Return a statement that inserts an event for each `session_id` of a source. It can be a part of another one.
+def insert_from(source: str, *, first: int, given: Collection[str] = ()) -> str:
+    """Return a statement that inserts an event for each row of a source. It can be a part of another one.
 
     Args:
-        first: the number of the first of its parameters, which are an `Entry`.
+        source: has a `session_id`, and those columns of an `Entry` that `given` names.
+        first: the number of the first of its parameters, which are the rest of an `Entry`.
     """
-    *values, details = (f"${first + number}" for number in range(len(Entry._fields)))
+    numbers = count(first)
+    values = [name if name in given else f"${next(numbers)}{_CASTS.get(name, '')}" for name in Entry._fields]
     return f"""
-        INSERT INTO audit_events
-            (session_id, occurred_at, event, outcome, reason, actor_kind, actor_id, subject_kind, subject_id, client_id,
-             address, user_agent, request_id, details)
-        SELECT session_id, {", ".join(values)}, {details}::text::jsonb FROM {source}
+        INSERT INTO audit_events (session_id, {", ".join(Entry._fields)})
+        SELECT session_id, {", ".join(values)} FROM {source}
     """
 
 
+def parameters_of(entry: Entry, *, given: Collection[str]) -> list[Any]:
+    """Return the parameters of a statement of `insert_from` whose source has some of the columns."""
+    return [value for name, value in entry._asdict().items() if name not in given]
+
+
+_CASTS = {"details": "::text::jsonb"}
+_OF_EACH = ("subject_id", "details")
 INSERT = insert_from("unnest($1::uuid[]) AS given (session_id)", first=2)
 LIST = f"""
     SELECT {_EVENT} FROM audit_events
@@ -94,13 +102,10 @@ async def insert(db: Connection, session_ids: Sequence[UUID | None], entry: Entr
 
 async def insert_each(db: Connection, selected: str, session_id: UUID | None, entry: Entry) -> int:
     """Insert an event for each row of a query, with the row's subject and details; return how many."""
-    given = {name: value for name, value in entry._asdict().items() if name not in {"subject_id", "details"}}
-    values = ", ".join(f"${number}" for number in range(2, len(given) + 2))
-    statement = f"""
-        INSERT INTO audit_events (session_id, {", ".join(given)}, subject_id, details)
-        SELECT $1::uuid, {values}, subject_id, details FROM ({selected}) AS selected
-    """
-    return affected(await db.execute(statement, session_id, *given.values(), timeout=HOURS))
+    source = f"(SELECT $1::uuid AS session_id, subject_id, details FROM ({selected}) AS selected) AS each"
+    statement = insert_from(source, first=2, given=_OF_EACH)
+    parameters = parameters_of(entry, given=_OF_EACH)
+    return affected(await db.execute(statement, session_id, *parameters, timeout=HOURS))
 
 
 async def list_before(db: Connection, wanted: EventFilter, *, before_id: int | None, limit: int) -> list[RecordedEvent]:

@@ -11,7 +11,7 @@ from identity_service.cli.output import AsJson, counted, print_json
 from identity_service.database import Connection, Database
 from identity_service.errors import SessionNotFound
 from identity_service.ids import read_uuid
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.sessions import SessionSummary, lifecycle
 from identity_service.settings import Settings
 from identity_service.shell import utc_now

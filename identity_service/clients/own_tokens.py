@@ -11,8 +11,7 @@ from identity_service.audit import Actor, Event, Subject
 from identity_service.clients import Client, store
 from identity_service.database import Connection, delete_expired
 from identity_service.errors import ClientRejected
-from identity_service.revocation import revoking
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 
 
 async def issue(
@@ -49,19 +48,15 @@ async def issue(
 
 async def revoke(db: Connection, client_id: str, token_id: str, *, by: Actor, now: datetime) -> bool:
     """Revoke one token; return whether it was good until now. Call within a transaction."""
-    token = await store.find_token(db, token_id, client_id)
-    if token is None or not await revoking.revoke(db, [token], reason=Reason.REVOKED, now=now):
-        return False
-    await _record(db, client_id, tokens=1, reason=Reason.REVOKED, by=by, now=now)
-    return True
+    count = await store.revoke_token(db, client_id, token_id, reason=Reason.REVOKED, now=now)
+    await _record(db, client_id, tokens=count, reason=Reason.REVOKED, by=by, now=now)
+    return count == 1
 
 
 async def revoke_all(db: Connection, client_id: str, *, reason: Reason, by: Actor, now: datetime) -> int:
     """Revoke a client's tokens; return how many were good until now. Call within a transaction that locked its row."""
-    tokens = await store.list_tokens(db, client_id, now=now)
-    count = await revoking.revoke(db, tokens, reason=reason, now=now) if tokens else 0
-    if count:
-        await _record(db, client_id, tokens=count, reason=reason, by=by, now=now)
+    count = await store.revoke_tokens(db, client_id, reason=reason, now=now)
+    await _record(db, client_id, tokens=count, reason=reason, by=by, now=now)
     return count
 
 
@@ -71,12 +66,13 @@ async def prune(db: Connection, *, now: datetime) -> int:
 
 
 async def _record(db: Connection, client_id: str, *, tokens: int, reason: Reason, by: Actor, now: datetime) -> None:
-    await audit.record(
-        db,
-        Event.CLIENT_TOKEN_REVOKED,
-        Subject("client", client_id),
-        by=by,
-        now=now,
-        reason=reason.value,
-        details={"tokens": tokens},
-    )
+    if tokens:
+        await audit.record(
+            db,
+            Event.CLIENT_TOKEN_REVOKED,
+            Subject("client", client_id),
+            by=by,
+            now=now,
+            reason=reason,
+            details={"tokens": tokens},
+        )

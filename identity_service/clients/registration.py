@@ -12,7 +12,7 @@ from identity_service.clients import FIRST_PARTY, Client, ClientCredentials, own
 from identity_service.clients.authentication import CLIENT_ID, digest
 from identity_service.database import Connection
 from identity_service.errors import ClientBuiltIn, ClientInvalid, ClientNotFound, ClientTaken, ScopeRejected
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.sessions import lifecycle
 
 SECRET_MIN_LENGTH = 32

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from identity_service.clients import Client, ClientCredentials
-from identity_service.database import Connection, Record
-from identity_service.revocation import Revocable
+from identity_service.database import HOURS, Connection, Record, wait_briefly_for_locks
+from identity_service.revocation import store as revoked
 from identity_service.sessions import CLIENT_GATES
 
 _CLIENT = """
@@ -58,8 +58,18 @@ INSERT_TOKEN = f"""
     INSERT INTO client_tokens (jti, client_id, expires_at) SELECT $1, client_id, $3 FROM welcome
     RETURNING status_index
 """
-FIND_TOKEN = "SELECT jti, status_index, expires_at FROM client_tokens WHERE jti = $1 AND client_id = $2"
-LIST_TOKENS = "SELECT jti, status_index, expires_at FROM client_tokens WHERE client_id = $1 AND expires_at > $2"
+
+
+def _revoke_tokens(which: str) -> str:
+    tokens = f"(SELECT jti, status_index, expires_at FROM client_tokens WHERE client_id = $3 AND {which}) AS tokens"
+    return f"""
+        WITH revoked AS ({revoked.insert_from(tokens, now="$1", reason="$2")})
+        SELECT count(*), {revoked.TELL} FROM revoked
+    """
+
+
+REVOKE_TOKEN = _revoke_tokens("jti = $4")
+REVOKE_TOKENS = _revoke_tokens("expires_at > $1")
 FIND_LIVE_TOKEN = """
     SELECT t.jti FROM client_tokens AS t JOIN clients AS c USING (client_id)
      WHERE t.jti = $1 AND t.client_id = $2 AND c.disabled_at IS NULL
@@ -150,7 +160,7 @@ async def set_disabled(db: Connection, client_id: str, *, disabled_at: datetime 
 
 
 async def delete(db: Connection, client_id: str) -> None:
-    await db.execute(DELETE, client_id)
+    await db.execute(DELETE, client_id, timeout=HOURS)  # with all its tokens
 
 
 async def insert_token(db: Connection, token_id: str, client_id: str, *, expires_at: datetime) -> int | None:
@@ -159,14 +169,17 @@ async def insert_token(db: Connection, token_id: str, client_id: str, *, expires
     return index
 
 
-async def find_token(db: Connection, token_id: str, client_id: str) -> Revocable | None:
-    row = await db.fetchrow(FIND_TOKEN, token_id, client_id)
-    return _revocable(row) if row is not None else None
+async def revoke_token(db: Connection, client_id: str, token_id: str, *, reason: str, now: datetime) -> int:
+    """Revoke one of a client's tokens; return 1 if it was good until now, else 0."""
+    count: int = await db.fetchval(REVOKE_TOKEN, now, reason, client_id, token_id)
+    return count
 
 
-async def list_tokens(db: Connection, client_id: str, *, now: datetime) -> list[Revocable]:
-    """Return the tokens of a client that have not expired, revoked ones among them."""
-    return [_revocable(row) for row in await db.fetch(LIST_TOKENS, client_id, now)]
+async def revoke_tokens(db: Connection, client_id: str, *, reason: str, now: datetime) -> int:
+    """Revoke all of a client's tokens, which may be very many; return how many were good until now."""
+    await wait_briefly_for_locks(db)
+    count: int = await db.fetchval(REVOKE_TOKENS, now, reason, client_id, timeout=HOURS)
+    return count
 
 
 async def is_live_token(db: Connection, token_id: str, client_id: str) -> bool:
@@ -192,7 +205,3 @@ def _client(row: Record) -> Client:
 
 def _credentials(row: Record) -> ClientCredentials:
     return ClientCredentials(_client(row), row["secret_digest"], row["previous_secret_digest"])
-
-
-def _revocable(row: Record) -> Revocable:
-    return Revocable(row["jti"], row["status_index"], row["expires_at"])

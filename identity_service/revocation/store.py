@@ -1,21 +1,13 @@
 """SQL of the revoked tokens."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 from identity_service.database import Connection
-from identity_service.revocation import CHANNEL, Revocable, RevokedIndex
+from identity_service.revocation import CHANNEL, RevokedIndex
 
-INSERT = f"""
-    WITH inserted AS (
-        INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)
-        SELECT jti, status_index, $4, $5, expires_at
-          FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS given (jti, status_index, expires_at)
-        ON CONFLICT (jti) DO NOTHING
-        RETURNING jti
-    )
-    SELECT count(*), pg_notify('{CHANNEL}', '') FROM inserted
-"""
+REMEMBERED_LONGER = "2 minutes"
+"""A verifier may take a token for a minute after its end, by a clock a minute behind ours."""
 LIST_SINCE = """
     SELECT status_index, expires_at, recorded_at FROM revoked_tokens
      WHERE recorded_at > $2::timestamptz - $3::interval AND expires_at > $1 AND status_index IS NOT NULL
@@ -34,16 +26,27 @@ FIND_FIRST_INDEX = """
 FIND_LAST_INDEX = "SELECT last_value FROM status_index_seq"
 
 
-async def insert(
-    db: Connection, revoked: Sequence[Revocable], *, reason: str, revoked_at: datetime, expires_at: Sequence[datetime]
-) -> int:
-    """Insert a row for each that is not there yet, to be forgotten at its `expires_at`; return how many.
+def insert_from(source: str, *, now: str, reason: str) -> str:
+    """Return a statement that revokes each row of a source, as a part of one that goes on with `TELL`.
 
-    Whoever listens on `CHANNEL` hears of it when the transaction commits.
+    It returns the `jti` of each that was good until now. They are remembered for as long as a token could still be
+    accepted somewhere, and where there is none, long enough to be told to whoever holds a connection open on one.
+
+    Args:
+        source: has a `jti` (a token's, or a session's id, which its tokens carry as `sid`), a `status_index`, and
+            `expires_at`, when the last of those tokens ends.
+        now, reason: parameters.
     """
-    jtis, indexes = [item.token_id for item in revoked], [item.status_index for item in revoked]
-    new: int = await db.fetchval(INSERT, jtis, indexes, expires_at, reason, revoked_at)
-    return new
+    return f"""
+        INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)
+        SELECT jti, status_index, {reason}, {now}, greatest(expires_at, {now}) + '{REMEMBERED_LONGER}' FROM {source}
+        ON CONFLICT (jti) DO NOTHING
+        RETURNING jti
+    """
+
+
+TELL = f"CASE WHEN count(*) > 0 THEN pg_notify('{CHANNEL}', '') END"
+"""Counted over what has been revoked: listeners hear of it when the transaction commits."""
 
 
 async def list_since(

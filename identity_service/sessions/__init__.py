@@ -11,7 +11,6 @@ from typing import NamedTuple
 from uuid import UUID
 
 from identity_service.audit import Actor
-from identity_service.revocation import Revocable
 from identity_service.tokens.refresh import RefreshClaims
 
 BUILT_IN_CLIENT = "first-party"
@@ -80,15 +79,6 @@ class Claim(NamedTuple):
     @property
     def access_expires_at(self) -> datetime:
         return self.limits.access_expires_at(self.now)
-
-
-@dataclass(frozen=True, slots=True)
-class EndedSession:
-    """A session that has just been ended, and what its tokens carry."""
-
-    id: UUID
-    user_id: UUID
-    revocable: Revocable
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,15 @@
 """Starting, listing and ending sessions. Refreshing is next door in `rotation`."""
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
-from itertools import groupby
 from uuid import UUID
 
 from identity_service import audit
 from identity_service.audit import Actor, Event, Subject
+from identity_service.audit.store import Entry
 from identity_service.database import Connection, delete_expired
 from identity_service.errors import InvalidCredentials
-from identity_service.revocation import revoking
-from identity_service.revocation.revoking import Reason
-from identity_service.sessions import EndedSession, Login, Session, SessionSummary, store
+from identity_service.revocation import Reason
+from identity_service.sessions import Login, Session, SessionSummary, store
 from identity_service.throttling import UNCOUNTED, Attempt
 
 
@@ -72,9 +70,8 @@ async def end(
     Args:
         owner: the user who must have it; None for whoever does.
     """
-    ended = await store.revoke(db, session_id, owner=owner, now=now)
-    await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
-    return bool(ended)
+    entry = _entry(reason, by=by, now=now)
+    return _tell(entry, await store.end(db, session_id, owner=owner, reason=reason, entry=entry)) == 1
 
 
 async def end_all(
@@ -85,41 +82,32 @@ async def end_all(
     Sessions that are over are ended too, for as long as they are remembered: a connection that was opened with a token
     of one may still be there, and hears of it.
     """
-    ended = await store.revoke_all(db, user_id, keep=keep, now=now)
-    await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
-    return len(ended)
+    entry = _entry(reason, by=by, now=now)
+    return _tell(entry, await store.end_all(db, user_id, keep=keep, reason=reason, entry=entry))
 
 
 async def end_all_of_client(db: Connection, client_id: str, *, reason: Reason, by: Actor, now: datetime) -> None:
     """End the sessions that a client began, whoever's they are. Call within a transaction."""
-    ended = await store.revoke_all_of_client(db, client_id, now=now)
-    await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
+    entry = _entry(reason, by=by, now=now)
+    _tell(entry, await store.end_all_of_client(db, client_id, reason=reason, entry=entry))
 
 
 async def end_all_of_role(db: Connection, role: str, *, reason: Reason, by: Actor, now: datetime) -> None:
     """End the sessions of everybody who has a role. Call within a transaction."""
-    ended = await store.revoke_all_of_role(db, role, now=now)
-    await _revoke_tokens(db, ended, reason=reason, by=by, now=now)
+    entry = _entry(reason, by=by, now=now)
+    _tell(entry, await store.end_all_of_role(db, role, reason=reason, entry=entry))
 
 
-async def _revoke_tokens(
-    db: Connection, ended: Sequence[EndedSession], *, reason: Reason, by: Actor, now: datetime
-) -> None:
-    """Revoke what the sessions' tokens carry, and record the end of each with the user it is about."""
-    if not ended:
-        return
-    await revoking.revoke(db, [session.revocable for session in ended], reason=reason, now=now)
-    by_user = sorted(ended, key=lambda session: session.user_id)
-    for user_id, sessions in groupby(by_user, key=lambda session: session.user_id):
-        await audit.record(
-            db,
-            Event.SESSION_ENDED,
-            Subject("user", str(user_id)),
-            by=by,
-            now=now,
-            reason=reason.value,
-            session_ids=tuple(session.id for session in sessions),
-        )
+def _entry(reason: Reason, *, by: Actor, now: datetime) -> Entry:
+    """Return what is recorded of each session that ends, but for the user it is about."""
+    entry = audit.entry_of(Event.SESSION_ENDED, None, by=by, now=now, reason=reason)
+    return entry._replace(subject_kind="user")
+
+
+def _tell(entry: Entry, count: int) -> int:
+    if count:
+        audit.tell(entry, count)
+    return count
 
 
 async def prune(db: Connection, *, now: datetime) -> int:

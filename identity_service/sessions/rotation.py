@@ -8,7 +8,7 @@ from typing import NamedTuple
 from identity_service.audit import Actor
 from identity_service.database import CONNECT_TIMEOUT, Connection, Database
 from identity_service.errors import DatabaseUnavailable, RefreshTokenReused, ScopeRejected, SessionEnded
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.sessions import Claim, Session, lifecycle, store
 from identity_service.tokens.jws import LEEWAY
 

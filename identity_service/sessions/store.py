@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from identity_service.audit.store import Entry, insert_from
-from identity_service.database import Connection, Record
-from identity_service.revocation import Revocable
-from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, Claim, EndedSession, Login, Session, SessionSummary
+from identity_service.audit.store import Entry, insert_from, parameters_of
+from identity_service.database import HOURS, Connection, Record, wait_briefly_for_locks
+from identity_service.revocation import store as revoked
+from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, Claim, Login, Session, SessionSummary
 from identity_service.throttling import Attempt
 from identity_service.throttling.store import nothing_counts
 from identity_service.tokens.refresh import RefreshClaims
@@ -109,26 +109,38 @@ LIST = """
      ORDER BY id IS NOT DISTINCT FROM $4 DESC, rotated_at DESC, id DESC
      LIMIT $8
 """
-REVOKE = """
-    UPDATE sessions SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL AND ($3::uuid IS NULL OR user_id = $3)
-    RETURNING id, user_id, status_index, access_expires_at
-"""
-REVOKE_ALL = """
-    UPDATE sessions SET revoked_at = $2
-     WHERE user_id = $1 AND revoked_at IS NULL AND ($3::uuid IS NULL OR id <> $3)
-    RETURNING id, user_id, status_index, access_expires_at
-"""
+_OF_USER = ("subject_id",)
+
+
+def _end(which: str, *, of: str = "", first: int) -> str:
+    """Return a statement that ends sessions, revokes their tokens, records each end, and counts them.
+
+    However many they are, they stay in the database: a user, a client or a role may have hundreds of thousands.
+
+    Args:
+        which: a condition on `s`, and on the table that `of` adds; its parameters begin with $3.
+        first: the number of the first parameter after those, which are an `Entry` without its subject's id.
+    """
+    source = "(SELECT id AS session_id, user_id::text AS subject_id FROM ended) AS each"
+    tokens = "(SELECT id::text AS jti, status_index, access_expires_at AS expires_at FROM ended) AS tokens"
+    return f"""
+        WITH ended AS (
+            UPDATE sessions AS s SET revoked_at = $1 {of} WHERE {which} AND s.revoked_at IS NULL
+            RETURNING s.id, s.user_id, s.status_index, s.access_expires_at
+        ), revoked AS (
+            {revoked.insert_from(tokens, now="$1", reason="$2")}
+        ), event AS (
+            {insert_from(source, first=first, given=_OF_USER)}
+        )
+        SELECT (SELECT count(*) FROM ended), {revoked.TELL} FROM revoked
+    """
+
+
+END = _end("s.id = $3 AND ($4::uuid IS NULL OR s.user_id = $4)", first=5)
+END_ALL = _end("s.user_id = $3 AND ($4::uuid IS NULL OR s.id <> $4)", first=5)
 # The second condition is that of the index.
-REVOKE_ALL_OF_CLIENT = f"""
-    UPDATE sessions SET revoked_at = $2
-     WHERE client_id = $1 AND client_id <> '{BUILT_IN_CLIENT}' AND revoked_at IS NULL
-    RETURNING id, user_id, status_index, access_expires_at
-"""
-REVOKE_ALL_OF_ROLE = """
-    UPDATE sessions AS s SET revoked_at = $2 FROM users AS u
-     WHERE u.id = s.user_id AND $1 = ANY (u.roles) AND s.revoked_at IS NULL
-    RETURNING s.id, s.user_id, s.status_index, s.access_expires_at
-"""
+END_ALL_OF_CLIENT = _end(f"s.client_id = $3 AND s.client_id <> '{BUILT_IN_CLIENT}'", first=4)
+END_ALL_OF_ROLE = _end("u.id = s.user_id AND $3 = ANY (u.roles)", of="FROM users AS u", first=4)
 KEEP_AFTER_PASSWORD_CHANGE = "UPDATE sessions SET password_changed_at = $2 WHERE id = $1 AND revoked_at IS NULL"
 
 
@@ -248,21 +260,32 @@ async def list_live(
     ]
 
 
-async def revoke(db: Connection, session_id: UUID, *, owner: UUID | None, now: datetime) -> list[EndedSession]:
-    return [_ended(row) for row in await db.fetch(REVOKE, session_id, now, owner)]
+async def end(db: Connection, session_id: UUID, *, owner: UUID | None, reason: str, entry: Entry) -> int:
+    """End a session; return 1 if it was still alive, else 0."""
+    parameters = parameters_of(entry, given=_OF_USER)
+    count: int = await db.fetchval(END, entry.occurred_at, reason, session_id, owner, *parameters)
+    return count
 
 
-async def revoke_all(db: Connection, user_id: UUID, *, keep: UUID | None, now: datetime) -> list[EndedSession]:
-    return [_ended(row) for row in await db.fetch(REVOKE_ALL, user_id, now, keep)]
+async def end_all(db: Connection, user_id: UUID, *, keep: UUID | None, reason: str, entry: Entry) -> int:
+    """End all but one of a user's sessions; return how many."""
+    return await _end_many(db, END_ALL, reason, entry, user_id, keep)
 
 
-async def revoke_all_of_client(db: Connection, client_id: str, *, now: datetime) -> list[EndedSession]:
-    return [_ended(row) for row in await db.fetch(REVOKE_ALL_OF_CLIENT, client_id, now)]
+async def end_all_of_client(db: Connection, client_id: str, *, reason: str, entry: Entry) -> int:
+    return await _end_many(db, END_ALL_OF_CLIENT, reason, entry, client_id)
 
 
-async def revoke_all_of_role(db: Connection, role: str, *, now: datetime) -> list[EndedSession]:
+async def end_all_of_role(db: Connection, role: str, *, reason: str, entry: Entry) -> int:
     """Reads the whole table of users."""
-    return [_ended(row) for row in await db.fetch(REVOKE_ALL_OF_ROLE, role, now)]
+    return await _end_many(db, END_ALL_OF_ROLE, reason, entry, role)
+
+
+async def _end_many(db: Connection, statement: str, reason: str, entry: Entry, *which: UUID | str | None) -> int:
+    await wait_briefly_for_locks(db)
+    parameters = parameters_of(entry, given=_OF_USER)
+    count: int = await db.fetchval(statement, entry.occurred_at, reason, *which, *parameters, timeout=HOURS)
+    return count
 
 
 async def keep_after_password_change(db: Connection, session_id: UUID, *, password_changed_at: datetime) -> None:
@@ -285,8 +308,3 @@ def _session(row: Record) -> Session:
         roles=tuple(row["roles"]),
         role_scopes=tuple(row["role_scopes"]),
     )
-
-
-def _ended(row: Record) -> EndedSession:
-    revocable = Revocable(str(row["id"]), row["status_index"], row["access_expires_at"])
-    return EndedSession(row["id"], row["user_id"], revocable)

@@ -11,7 +11,7 @@ from identity_service import errors, throttling
 from identity_service.accounts import User, formats, registration, resets, roles
 from identity_service.database import Connection
 from identity_service.errors import UserNotFound
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.sessions import lifecycle
 from identity_service.shell import reset_token, uuid7
 from identity_service.throttling import Standing

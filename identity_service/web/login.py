@@ -13,7 +13,7 @@ from identity_service import errors, grants
 from identity_service.clients import FIRST_PARTY
 from identity_service.errors import SessionEnded, TokenRejected
 from identity_service.grants import IssuedTokens
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.runtime import Runtime
 from identity_service.settings import Settings
 from identity_service.tokens import refresh

@@ -10,7 +10,7 @@ from identity_service import errors
 from identity_service.audit import Actor
 from identity_service.clients import own_tokens
 from identity_service.errors import TokenRejected
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
 from identity_service.tokens import access, refresh

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from identity_service import errors
 from identity_service.errors import SessionNotFound
-from identity_service.revocation.revoking import Reason
+from identity_service.revocation import Reason
 from identity_service.sessions import SessionSummary, lifecycle
 from identity_service.web import paging
 from identity_service.web.dependencies import Caller, SignedIn, runtime_of
