@@ -231,7 +231,8 @@ async def _issue(
     settings = runtime.settings
     given = roles.given(session.roles, session.role_scopes)
     scope = tuple(name for name in scope if name in given)
-    expires_at = min(now + limits.access, session.expires_at)
+    # A retry's token ends no later than its generation was said to: the end of a session is remembered for so long.
+    expires_at = min(now + limits.access, session.expires_at, session.access_expires_at)
     refresh_expires_at = session.refresh_expires_at(limits)
     unsigned_access = access.unsigned(
         key,

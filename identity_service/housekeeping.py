@@ -106,15 +106,15 @@ async def tend_keys(runtime: Runtime) -> None:
     now = runtime.now()
     promoted = await runtime.change_keys(lambda: runtime.keys.tend(now), now=now)
     if promoted is not None:
-        runtime.keys.unrecorded.append((promoted, now))
+        runtime.keys.unrecorded.append(lambda db: recording.record_rotation(db, promoted, by=Actor("service"), now=now))
     # Keys rotate whether or not the database is there; what could not be written down is when it is back.
     while runtime.keys.unrecorded:
-        key, rotated_at = runtime.keys.unrecorded.pop(0)
+        record = runtime.keys.unrecorded.pop(0)
         try:
             async with runtime.database.connection() as db:
-                await recording.record_rotation(db, key, by=Actor("service"), now=rotated_at)
+                await record(db)
         except BaseException:
-            runtime.keys.unrecorded.insert(0, (key, rotated_at))
+            runtime.keys.unrecorded.insert(0, record)
             raise
 
 

@@ -195,6 +195,7 @@ async def update(
         UsernameTaken: another account has this username.
         UserNotFound: the account is gone.
     """
+    await store.lock(db, user_id)  # so that what is recorded is what this did
     before = await find(db, user_id)
     change_email = change_email and email != before.email
     if username in (None, before.username) and not change_email:

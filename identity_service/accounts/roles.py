@@ -146,45 +146,44 @@ async def keep(db: Connection, unverified_names: Sequence[str]) -> None:
 
 
 async def grant(
-    db: Connection, username: str, unverified_role: str, *, end_sessions: bool, by: Actor, now: datetime
+    db: Connection, user_id: UUID, unverified_role: str, *, end_sessions: bool, by: Actor, now: datetime
 ) -> User:
     """Give a user a role; who has it already keeps it, and nothing is recorded. Call within a transaction.
 
     Args:
-        username: normalised.
         end_sessions: log the user out everywhere, so that no token without the role is left.
 
     Raises:
-        RoleNotFound, UserNotFound: there is none of this name.
+        RoleNotFound: there is none of this name.
+        UserNotFound: the account is gone.
     """
     await keep(db, [unverified_role])
-    changed = await store.add_role(db, username, unverified_role)
-    user = changed or await store.find(db, username)
+    changed = await store.add_role(db, user_id, unverified_role)
+    user = changed or await store.find_by_id(db, user_id)
     return await _given(db, user, changed=changed is not None, end_sessions=end_sessions, by=by, now=now)
 
 
 async def revoke(
-    db: Connection, username: str, unverified_role: str, *, end_sessions: bool, by: Actor, now: datetime
+    db: Connection, user_id: UUID, unverified_role: str, *, end_sessions: bool, by: Actor, now: datetime
 ) -> User:
     """Take a role from a user who may or may not have it. Call within a transaction.
 
     Args:
-        username: normalised.
         end_sessions: log the user out everywhere, so that no token with the role is left.
 
     Raises:
         RoleNotFound: there is none of this name, and the user has none either.
-        UserNotFound: there is none of this name.
+        UserNotFound: the account is gone.
         LastAdministrator: nobody could administer the service any more.
     """
-    holder = await store.find(db, username)
+    holder = await store.find_by_id(db, user_id)
     # A misspelt role must not look like one that was taken away. But one that is held can be taken away, whatever it is
     # called and whether or not it exists: once, users could have roles of any name.
     if holder is None or unverified_role not in holder.roles:
         await find(db, unverified_role)
     async with keep_an_administrator(db):
-        changed = await store.remove_role(db, username, unverified_role)
-    user = changed or await store.find(db, username)
+        changed = await store.remove_role(db, user_id, unverified_role)
+    user = changed or await store.find_by_id(db, user_id)
     return await _given(db, user, changed=changed is not None, end_sessions=end_sessions, by=by, now=now)
 
 

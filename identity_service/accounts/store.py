@@ -80,12 +80,12 @@ COUNT_ADMINISTRATORS = """
 DELETE = "DELETE FROM users WHERE id = $1"
 ADD_ROLE = f"""
     UPDATE users AS u SET roles = array_append(u.roles, $2)
-     WHERE u.username = $1 AND NOT $2 = ANY (u.roles)
+     WHERE u.id = $1 AND NOT $2 = ANY (u.roles)
     RETURNING {_USER}
 """
 REMOVE_ROLE = f"""
     UPDATE users AS u SET roles = array_remove(u.roles, $2)
-     WHERE u.username = $1 AND $2 = ANY (u.roles)
+     WHERE u.id = $1 AND $2 = ANY (u.roles)
     RETURNING {_USER}
 """
 SET_ROLES = f"UPDATE users AS u SET roles = $2 WHERE u.id = $1 AND u.roles <> $2 RETURNING {_USER}"
@@ -314,15 +314,15 @@ async def delete(db: Connection, user_id: UUID) -> None:
     await db.execute(DELETE, user_id, timeout=HOURS)  # with all sessions
 
 
-async def add_role(db: Connection, username: str, role: str) -> User | None:
+async def add_role(db: Connection, user_id: UUID, role: str) -> User | None:
     """Give a user a role; return None when there is no such user, or they have it already."""
-    row = await db.fetchrow(ADD_ROLE, username, role)
+    row = await db.fetchrow(ADD_ROLE, user_id, role)
     return _user(row) if row is not None else None
 
 
-async def remove_role(db: Connection, username: str, role: str) -> User | None:
+async def remove_role(db: Connection, user_id: UUID, role: str) -> User | None:
     """Take a role from a user; return None when there is no such user, or they do not have it."""
-    row = await db.fetchrow(REMOVE_ROLE, username, role)
+    row = await db.fetchrow(REMOVE_ROLE, user_id, role)
     return _user(row) if row is not None else None
 
 

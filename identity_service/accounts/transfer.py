@@ -153,17 +153,21 @@ def facts_of(user: User) -> dict[str, Any]:
     }
 
 
-async def export_users(db: Connection, *, with_hashes: bool, by: Actor, now: datetime) -> AsyncIterator[bytes]:
-    """Return a line for each user that `import_users` takes. Call within a transaction, and read to the end."""
-    users = 0
+async def record_export(db: Connection, *, with_hashes: bool, by: Actor, now: datetime) -> None:
+    """Write down that the accounts are about to be exported.
+
+    Commit it before `export_users` begins: whoever reads along has what was written, however the command ends.
+    """
+    await audit.record(db, Event.USERS_EXPORTED, None, by=by, now=now, details={"with_hashes": with_hashes})
+
+
+async def export_users(db: Connection, *, with_hashes: bool) -> AsyncIterator[bytes]:
+    """Return a line for each user that `import_users` takes. Call within a transaction."""
     async for user, password_hash in store.stream(db):
-        users += 1
         line = facts_of(user)
         if with_hashes:
             line["password_hash"] = password_hash
         yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    details = {"users": users, "with_hashes": with_hashes}
-    await audit.record(db, Event.USERS_EXPORTED, None, by=by, now=now, details=details)
 
 
 def _read_line(

@@ -26,7 +26,7 @@ from identity_service.verifier.jws import each_once
 
 @dataclass(frozen=True, slots=True)
 class WantedClient:
-    """A client as the file has it; `secret` is None where the file names none."""
+    """A client as the file has it; `secret` and `disabled` are None where the file does not say."""
 
     grants: tuple[str, ...]
     scope: str
@@ -34,7 +34,7 @@ class WantedClient:
     first_party: bool
     access_lifetime: timedelta | None
     secret: str | None
-    disabled: bool
+    disabled: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _client(table: "_Table", folder: Path) -> WantedClient:
         first_party=table.take("first_party", bool, default=False),
         access_lifetime=timedelta(seconds=lifetime) if lifetime is not None else None,
         secret=_secret(table, folder / secret_file) if secret_file is not None else None,
-        disabled=table.take("disabled", bool, default=False),
+        disabled=table.take("disabled", bool, None),
     )
     table.end()
     return wanted
@@ -283,8 +283,9 @@ async def _match_secret(
     return after
 
 
-async def _match_disabled(db: Connection, client: Client, plan: Plan, *, disabled: bool) -> None:
-    if (client.disabled_at is not None) == disabled:
+async def _match_disabled(db: Connection, client: Client, plan: Plan, *, disabled: bool | None) -> None:
+    """Only as the file itself says: the next deploy must not let in again who was shut out in an emergency."""
+    if disabled is None or (client.disabled_at is not None) == disabled:
         return
     change: Callable[..., Any] = registration.disable if disabled else registration.enable
     await change(db, client.client_id, by=operator(), now=utc_now())

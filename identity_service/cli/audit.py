@@ -22,6 +22,7 @@ from identity_service.cli.output import AsJson, counted, new_file, print_json
 from identity_service.database import Connection, Database
 from identity_service.errors import ConfigurationError
 from identity_service.ids import read_uuid
+from identity_service.settings import Settings
 from identity_service.shell import utc_now
 
 app = typer.Typer(no_args_is_help=True, help="What happened.")
@@ -112,16 +113,20 @@ def export(
     """Write events as JSON, one object a line, the oldest first. The export itself is recorded."""
     wanted = EventFilter(since=_utc(since), until=_utc(until))
 
-    async def unit(db: Connection) -> int:
+    async def work(db: Database, _: Settings) -> int:
         count = 0
         with new_file(file) as out:
-            async for recorded in events.iterate(db, wanted):
-                out.write(json.dumps(_facts(recorded)).encode() + b"\n")
-                count += 1
-            await audit.record(db, Event.AUDIT_EXPORTED, None, by=operator(), now=utc_now(), details={"events": count})
+            async with db.connection() as connection, connection.transaction(isolation="repeatable_read"):
+                await connection.execute("SELECT")  # it sees this moment, which is before the record of itself
+                # Committed first: whoever reads along has what was written, however the command ends.
+                by, now = operator(), utc_now()
+                await db.transact(lambda own: audit.record(own, Event.AUDIT_EXPORTED, None, by=by, now=now))
+                async for recorded in events.iterate(connection, wanted):
+                    out.write(json.dumps(_facts(recorded)).encode() + b"\n")
+                    count += 1
         return count
 
-    count = _within_one_moment(unit)
+    count = with_database(load_settings(), work)
     print(f"{counted(count, 'event')}.", file=sys.stderr)
 
 
@@ -210,4 +215,6 @@ def _show_one(recorded: RecordedEvent, *, as_json: bool) -> None:
     where = f" from {recorded.address}" if recorded.address else ""
     details = f" {json.dumps(recorded.details, separators=(',', ':'), ensure_ascii=False)}" if recorded.details else ""
     at = recorded.occurred_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    print(f"{at}  {recorded.event:28}{outcome}{reason}  {who}{whom}{where}{details}", flush=True)
+    line = f"{at}  {recorded.event:28}{outcome}{reason}  {who}{whom}{where}{details}"
+    # No name looks like another line, or moves the cursor.
+    print("".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in line), flush=True)

@@ -1,7 +1,8 @@
 """What the commands share: the settings with their warnings, and a database, embedded if nobody names one."""
 
 import asyncio
-import getpass
+import os
+import pwd
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -77,12 +78,12 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 
 def operator() -> Actor:
-    """Return who sits at the command line, by the name that this machine knows them under."""
+    """Return who sits at the command line, by the account that the system says it is, not the environment."""
+    user_id = os.getuid()
     try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container's user needs no name
-        name = None
-    return Actor("operator", name)
+        return Actor("operator", pwd.getpwuid(user_id).pw_name)
+    except KeyError:  # a container's user needs no name
+        return Actor("operator", str(user_id))
 
 
 def with_database(settings: Settings, work: Callable[[Database, Settings], Awaitable[T]]) -> T:
@@ -95,7 +96,7 @@ def with_database(settings: Settings, work: Callable[[Database, Settings], Await
     with with_database_url(settings) as ready:
         if settings.database_url is None:
             place = f"the embedded Postgres in {settings.embedded_dir.absolute()}"
-            print(f"identity-service: using {place}; DATABASE_URL names another.", file=sys.stderr)
+            print(f"identity-service: using {place}; set DATABASE_URL to use another database.", file=sys.stderr)
         return asyncio.run(run())
 
 

@@ -83,8 +83,7 @@ def _change(
 ) -> None:
     async def unit(db: Connection) -> tuple[User, User]:
         before = await registration.find_named(db, username)
-        name = before.username
-        return before, await rule(db, name, role, end_sessions=end_sessions, by=operator(), now=utc_now())
+        return before, await rule(db, before.id, role, end_sessions=end_sessions, by=operator(), now=utc_now())
 
     before, user = transact(unit)
     changed = before.roles != user.roles

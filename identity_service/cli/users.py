@@ -258,10 +258,13 @@ def export_users(
     """Write all accounts as JSON lines that `users import` takes."""
 
     async def work(db: Database, _: Settings) -> None:
+        with_hashes = not without_hashes
         with new_file(file) as out:
+            await db.transact(
+                lambda own: transfer.record_export(own, with_hashes=with_hashes, by=operator(), now=utc_now())
+            )
             async with db.connection() as connection, connection.transaction():
-                lines = transfer.export_users(connection, with_hashes=not without_hashes, by=operator(), now=utc_now())
-                async for line in lines:
+                async for line in transfer.export_users(connection, with_hashes=with_hashes):
                     out.write(line)
 
     with_database(load_settings(), work)

@@ -30,11 +30,11 @@ async def issue(
         token_id: begins with the time: the lists that are served reach back to the oldest one.
 
     Raises:
-        ClientRejected: the client was disabled or deleted since it proved itself.
+        ClientRejected: the client was disabled, deleted, or changed since it proved itself.
     """
-    status_index = await store.insert_token(db, token_id, client.client_id, expires_at=expires_at)
+    status_index = await store.insert_token(db, token_id, client, scope=scope, expires_at=expires_at)
     if status_index is None:
-        raise ClientRejected(detail="disabled")
+        raise ClientRejected(detail="client_changed")
     await audit.record(
         db,
         Event.CLIENT_LOGIN,

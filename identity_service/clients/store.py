@@ -53,6 +53,7 @@ INSERT_TOKEN = f"""
     ), welcome AS (
         SELECT client_id FROM clients, gate
          WHERE client_id = $2 AND disabled_at IS NULL AND 'client_credentials' = ANY (grants)
+           AND created_at = $4 AND scopes @> $5 AND audience = $6
            FOR SHARE OF clients
     )
     INSERT INTO client_tokens (jti, client_id, expires_at) SELECT $1, client_id, $3 FROM welcome
@@ -163,9 +164,13 @@ async def delete(db: Connection, client_id: str) -> None:
     await db.execute(DELETE, client_id, timeout=HOURS)  # with all its tokens
 
 
-async def insert_token(db: Connection, token_id: str, client_id: str, *, expires_at: datetime) -> int | None:
-    """Insert a token and return the status index it was given, unless its client is disabled or gone."""
-    index: int | None = await db.fetchval(INSERT_TOKEN, token_id, client_id, expires_at)
+async def insert_token(
+    db: Connection, token_id: str, client: Client, *, scope: Sequence[str], expires_at: datetime
+) -> int | None:
+    """Insert a token and return its status index, unless the client is disabled, gone, or another than it was."""
+    index: int | None = await db.fetchval(
+        INSERT_TOKEN, token_id, client.client_id, expires_at, client.created_at, list(scope), list(client.audience)
+    )
     return index
 
 

@@ -101,7 +101,8 @@ class SessionSummary:
 class Session(NamedTuple):
     """A session as it stands, with its user's roles and the scopes that the database says these give now.
 
-    `scope` is what the login was granted, `rotated_at` when the current refresh token was issued.
+    `scope` is what the login was granted, `rotated_at` when the current refresh token was issued, `access_expires_at`
+    when the last access token ends.
     """
 
     id: UUID
@@ -113,6 +114,7 @@ class Session(NamedTuple):
     generation: int
     rotated_at: datetime
     expires_at: datetime
+    access_expires_at: datetime
     status_index: int
     roles: tuple[str, ...]
     role_scopes: tuple[str, ...]

@@ -13,6 +13,8 @@ from identity_service.sessions import Claim, Session, lifecycle, store
 from identity_service.tokens.jws import LEEWAY
 
 MOST_AT_ONCE = 64
+_CLAIMS = 3
+"""How often a token is claimed that is the current one afterwards too."""
 
 
 class _Waiting(NamedTuple):
@@ -105,38 +107,38 @@ async def rotate(db: Connection, claim: Claim, *, scope: Sequence[str], by: Acto
         ScopeRejected: the scope exceeds the session's.
     """
     assert not db.is_in_transaction(), "a refusal would undo the end of the session"
-    if session := await store.claim_generation(db, claim, scope=scope):
-        return session
-    current = await store.find_live(db, claim.presented, now=claim.now, idle_since=claim.idle_since)
-    if current is None:
-        raise SessionEnded(detail="the session is over, or its user is not welcome")
-    return await _answer_retry_or_end(db, claim, current, scope=scope, by=by)
-
-
-async def _answer_retry_or_end(
-    db: Connection, claim: Claim, current: Session, *, scope: Sequence[str], by: Actor
-) -> Session:
     presented = claim.presented
-    just_spent = presented.generation + 1 == current.generation
+    for _ in range(_CLAIMS):
+        if session := await store.claim_generation(db, claim, scope=scope):
+            return session
+        current = await store.find_live(db, presented, now=claim.now, idle_since=claim.idle_since)
+        if current is None:
+            raise SessionEnded(detail="the session is over, or its user is not welcome")
+        if presented.generation < current.generation:
+            await _end_unless_retried(db, claim, current, by=by)
+        if not set(scope) <= set(current.scope):
+            raise ScopeRejected
+        if presented.generation < current.generation:
+            return current
+        if presented.generation > current.generation:
+            break
+        # The current one after all: its account was being changed while the claim waited for the row. Somebody else's
+        # claim may be first at the next attempt as well; then this one is a retry.
+    # Signed by us, yet never handed out as far as this database knows: it was restored from a backup.
+    raise SessionEnded(detail=f"generation {presented.generation} is unknown, the session is at {current.generation}")
+
+
+async def _end_unless_retried(db: Connection, claim: Claim, current: Session, *, by: Actor) -> None:
+    """End a session whose spent token came back, unless it is the one just spent, within the window for that."""
+    presented, window = claim.presented, claim.limits.retry_window
     # Replicas may differ. Where a clock was set back by more, a spent token must not be good for as long again.
-    retried = just_spent and -LEEWAY <= claim.now - current.rotated_at <= claim.limits.retry_window
-    if presented.generation < current.generation and not retried:
-        # Committed before refusing: raising inside the transaction would bring the family back.
-        by = by._replace(client_id=presented.client_id)
-        async with db.transaction():
-            await lifecycle.end(db, current.id, reason=Reason.REUSE, by=by, now=claim.now)
-        raise RefreshTokenReused(
-            detail=f"session {current.id}: generation {presented.generation} came back at {current.generation}"
-        )
-    if not set(scope) <= set(current.scope):
-        raise ScopeRejected
-    if retried:
-        return current
-    # The current one after all: its account was being changed while the first attempt waited for the row.
-    session = await store.claim_generation(db, claim, scope=scope)
-    if session is None:
-        # Signed by us, yet never handed out as far as this database knows: it was restored from a backup.
-        raise SessionEnded(
-            detail=f"generation {presented.generation} is unknown, the session is at {current.generation}"
-        )
-    return session
+    in_time = bool(window) and -LEEWAY <= claim.now - current.rotated_at <= window
+    if in_time and presented.generation + 1 == current.generation:
+        return
+    # Committed before refusing: raising inside the transaction would bring the family back.
+    by = by._replace(client_id=presented.client_id)
+    async with db.transaction():
+        await lifecycle.end(db, current.id, reason=Reason.REUSE, by=by, now=claim.now)
+    raise RefreshTokenReused(
+        detail=f"session {current.id}: generation {presented.generation} came back at {current.generation}"
+    )

@@ -17,7 +17,7 @@ from identity_service.tokens.refresh import RefreshClaims
 
 _SESSION = """
     s.id, s.user_id, s.client_id, s.scope, s.amr, s.authenticated_at, s.generation, s.rotated_at, s.expires_at,
-    s.status_index, u.roles,
+    s.access_expires_at, s.status_index, u.roles,
     ARRAY(SELECT unnest(r.scopes) FROM roles AS r WHERE r.name = ANY(u.roles)) AS role_scopes
 """
 # Postgres stops at the first half for the built-in client. The other is one look by the primary key: EXISTS could be
@@ -56,7 +56,7 @@ INSERT = f"""
         SELECT $1, id, $3, $4, $5, $7, password_changed_at, $7, $8, $9, $10, $11 FROM welcome
          WHERE ($3 = '{BUILT_IN_CLIENT}' OR EXISTS (SELECT FROM client)) AND {nothing_counts("$12", "$13", "$7")}
         RETURNING id, user_id, client_id, scope, amr, authenticated_at, generation, rotated_at, expires_at,
-                  status_index, (SELECT roles FROM welcome) AS roles,
+                  access_expires_at, status_index, (SELECT roles FROM welcome) AS roles,
                   ARRAY(SELECT unnest(scopes) FROM given) AS role_scopes
     ), event AS (
         {insert_from("(SELECT id AS session_id FROM session) AS begun", first=14)}
@@ -304,6 +304,7 @@ def _session(row: Record) -> Session:
         generation=row["generation"],
         rotated_at=row["rotated_at"],
         expires_at=row["expires_at"],
+        access_expires_at=row["access_expires_at"],
         status_index=row["status_index"],
         roles=tuple(row["roles"]),
         role_scopes=tuple(row["role_scopes"]),

@@ -2,10 +2,11 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
+from identity_service.database import Connection
 from identity_service.errors import ConfigurationError, KeysUnavailable
 from identity_service.settings import Settings
 from identity_service.signing import jwks
@@ -59,8 +60,8 @@ class LiveKeyring:
         self.rotation_period = rotation_period
         self._version = folder.version() if not folder.is_empty() else (0, 0)
         self.current = folder.read()
-        self.unrecorded: list[tuple[Key, datetime]] = []
-        """Keys that were promoted here, and when: the audit hears of them once the database is there."""
+        self.unrecorded: list[Callable[[Connection], Awaitable[None]]] = []
+        """What writes down what was done to the keys here: the audit hears of it once the database is there."""
         self._changing = threading.Lock()
         """Without it a thread that read the folder before a change could put the old ring into force after it."""
         self._trouble = ""

@@ -1,16 +1,16 @@
 """Administering the signing keys. What is shown of them are names, states and times, never numbers."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import Path, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from identity_service import errors
-from identity_service.database import Connection
 from identity_service.signing import recording
+from identity_service.signing.key_files import KeyChange
 from identity_service.signing.keyring import Keyring, KeyState
 from identity_service.web.dependencies import Administrator, runtime_of
 from identity_service.web.paging import Listing, Whole
@@ -50,14 +50,9 @@ async def list_keys(request: Request, caller: Administrator, _query: Annotated[W
 @router.post("/rotate", responses=refusals(*ADMINISTERED, *JSON_BODY, errors.KeysUnavailable))
 async def rotate_keys(request: Request, caller: Administrator, body: Rotation | None = None) -> Listing[KeyAnswer]:
     """Promote the standby key, as soon as every verifier can know it. Other processes take it up within seconds."""
-    runtime, now = runtime_of(request), caller.now
-    at_once = body is not None and body.now
-
-    async with _recorded(request) as db:
-        change = await runtime.change_keys(lambda: runtime.keys.rotate(now=now, at_once=at_once), now=now)
-        if change.key is not None:
-            await recording.record_rotation(db, change.key, by=caller.actor, now=now)
-    return _show(change.ring, now)
+    keys, at_once = runtime_of(request).keys, body is not None and body.now
+    rotate = partial(keys.rotate, now=caller.now, at_once=at_once)
+    return await _change(request, caller, rotate, recording.record_rotation)
 
 
 @router.post("/{kid}/revoke", responses=refusals(*ADMINISTERED, errors.KeyNotFound, errors.KeysUnavailable))
@@ -68,20 +63,29 @@ async def revoke_key(
 
     At once where this is answered; other processes take it up within seconds.
     """
+    revoke = partial(runtime_of(request).keys.revoke, kid, now=caller.now)
+    return await _change(request, caller, revoke, recording.record_revocation)
+
+
+async def _change(
+    request: Request, caller: Administrator, change: Callable[[], KeyChange], record: Callable[..., Awaitable[None]]
+) -> Listing[KeyAnswer]:
+    """Change the files within a transaction, so that they do not while nobody could write it down.
+
+    Where the database goes away in between, housekeeping writes it down when it is back.
+    """
     runtime, now = runtime_of(request), caller.now
-
-    async with _recorded(request) as db:
-        change = await runtime.change_keys(lambda: runtime.keys.revoke(kid, now=now), now=now)
-        if change.key is not None:
-            await recording.record_revocation(db, change.key, by=caller.actor, now=now)
-    return _show(change.ring, now)
-
-
-@asynccontextmanager
-async def _recorded(request: Request) -> AsyncIterator[Connection]:
-    """Begin a transaction before the files change, so that they do not while nobody could write it down."""
-    async with runtime_of(request).database.connection() as db, db.transaction():
-        yield db
+    changed = None
+    try:
+        async with runtime.database.connection() as db, db.transaction():
+            changed = await runtime.change_keys(change, now=now)
+            if changed.key is not None:
+                await record(db, changed.key, by=caller.actor, now=now)
+    except BaseException:
+        if changed is not None and (key := changed.key) is not None:
+            runtime.keys.unrecorded.append(lambda db: record(db, key, by=caller.actor, now=now))
+        raise
+    return _show(changed.ring, now)
 
 
 def _show(ring: Keyring, now: datetime) -> Listing[KeyAnswer]:

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from identity_service.accounts import User, roles
+from identity_service.accounts import User, registration, roles
+from identity_service.database import Connection
 from identity_service.errors import (
     IdentityError,
     RoleBuiltIn,
@@ -25,9 +26,11 @@ async def create(api: Api, name: str = "clerk", scope: str = "orders:read orders
 async def change(
     api: Api, rule: Callable[..., Awaitable[User]], username: str, role: str, *, end_sessions: bool = False
 ) -> User:
-    return await api.database.transact(
-        lambda db: rule(db, username, role, end_sessions=end_sessions, by=TESTER, now=api.clock())
-    )
+    async def unit(db: Connection) -> User:
+        user = await registration.find_named(db, username)
+        return await rule(db, user.id, role, end_sessions=end_sessions, by=TESTER, now=api.clock())
+
+    return await api.database.transact(unit)
 
 
 @pytest.mark.parametrize("name", ["", "Clerk", "1st", "two words", "a,b", "x" * 65, "naïve", "a\n", "\udcff", "a\0"])
@@ -175,6 +178,14 @@ async def test_nobody_is_given_a_role_while_it_is_deleted(api, alice):
         await api.scalar("UPDATE users SET roles = '{}' RETURNING id")
         await api.scalar("DELETE FROM roles RETURNING name")
     assert outcomes == {RoleNotFound, RoleInUse}
+
+
+async def test_a_role_that_is_deleted_by_several_at_once_is_deleted_and_recorded_once(api):
+    await create(api)
+    deleting = [api.database.transact(lambda db: roles.delete(db, "clerk", by=TESTER, now=START)) for _ in range(8)]
+    done = await asyncio.gather(*deleting, return_exceptions=True)
+    assert [type(each) for each in done if each is not None] == [RoleNotFound] * 7
+    assert await api.scalar("SELECT count(*) FROM audit_events WHERE event = 'role.deleted'") == 1
 
 
 @pytest.mark.parametrize("rule", [roles.grant, roles.revoke])

@@ -87,6 +87,8 @@ def test_what_differs_is_changed_and_nothing_else(command: Command, file: Path):
     ]
     assert changes(command("apply", str(file), "--json").out) == []
     file.write_text(text.replace("disabled = true", ""))
+    assert changes(command("apply", str(file), "--json").out) == [], "shut out until the file says otherwise"
+    file.write_text(text.replace("disabled = true", "disabled = false"))
     assert changes(command("apply", str(file), "--json").out) == ["enable client billing"]
     assert command("roles", "show", "other").code == 0, "what the file does not name is left alone"
 

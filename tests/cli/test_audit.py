@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pwd
 import queue
 import stat
 import subprocess
@@ -35,6 +36,37 @@ def test_tail_shows_who_did_what_the_newest_last(command: Command):
     assert command("audit", "tail", "--user", "bob").code == 3
     assert json.loads(command("audit", "tail", "--event", "role.created", "--json").out) == []
     assert command("audit", "tail", "--event", "user.craeted").code == 2
+
+
+def test_the_operator_is_who_the_system_says_and_not_the_environment(command: Command, monkeypatch):
+    """LOG-1: or anybody could sign with another's name, and with two lines where there was one event."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "mallory\n2026-11-22 09:01:02  user.deleted")
+    command("roles", "create", "clerk")
+    assert [event["actor_id"] for event in json.loads(command("audit", "tail", "--json").out)] == [
+        pwd.getpwuid(os.getuid()).pw_name
+    ]
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    command("roles", "create", "driver")
+    assert json.loads(command("audit", "tail", "--json").out)[-1]["actor_id"] == str(os.getuid())
+
+
+def test_no_name_in_the_record_looks_like_another_line_or_moves_the_cursor(command: Command, database_url: str):
+    async def insert() -> None:
+        connection = await asyncpg.connect(database_url)
+        await connection.execute(
+            "INSERT INTO audit_events (occurred_at, event, outcome, actor_kind, actor_id, details)"
+            " VALUES (now(), 'user.login', 'success', 'operator', $1, $2)",
+            "mallory\n2026-11-22 09:01:02  user.deleted\x1b[1A",
+            json.dumps({"scope": "\u202egro"}),
+        )
+        await connection.close()
+
+    asyncio.run(insert())
+    (line,) = command("audit", "tail").out.splitlines()
+    assert r"mallory\u000a2026" in line
+    assert r"\u001b[1A" in line
+    assert r"\u202egro" in line
 
 
 def test_tail_tells_details_and_finds_by_actor_and_time(command: Command):
@@ -168,12 +200,16 @@ def test_an_export_that_cannot_be_recorded_leaves_no_file(command: Command, monk
 
 
 @pytest.mark.parametrize("noun", ["audit", "users"])
-def test_a_full_disk_is_not_blamed_on_the_database(environment: dict[str, str], noun):
+def test_a_full_disk_is_not_blamed_on_the_database_and_what_came_out_is_recorded(
+    environment: dict[str, str], command: Command, noun
+):
+    """LOG-1: whoever reads along could break off before the end, and nobody would know who has all the hashes."""
     program = [sys.executable, "-m", "identity_service", noun, "export", "-"]
-    subprocess.run([*program[:3], "users", "create", "alice", "--no-password"], env=environment, check=True)
+    command("users", "create", "alice", "--no-password")
     with Path("/dev/full").open("wb") as full:
         failed = subprocess.run(program, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (failed.returncode, "No space left" in failed.stderr) == (1, True), failed.stderr
+    assert json.loads(command("audit", "tail", "--event", f"{noun}.exported", "--json").out)
 
 
 @pytest.mark.parametrize("noun", ["audit", "users"])

@@ -12,7 +12,7 @@ import pytest
 from identity_service import audit, grants
 from identity_service.accounts import registration as accounts
 from identity_service.audit import Event
-from identity_service.clients import Client, registration
+from identity_service.clients import Client, own_tokens, registration
 from identity_service.database import Connection
 from identity_service.errors import (
     ClientBuiltIn,
@@ -455,4 +455,41 @@ async def test_a_grant_that_was_withdrawn_meanwhile_gives_nothing_to_who_had_pas
     await allow("password", "refresh_token")
     with pytest.raises(ClientRejected):
         await grants.client_credentials(api.runtime, seen_at_the_door, scope="", by=TESTER)
+    assert await api.scalar("SELECT count(*) FROM client_tokens") == 0
+
+
+async def test_an_end_is_remembered_for_as_long_as_a_token_that_a_retry_got_when_lifetimes_had_changed(api, alice):
+    """REV-3, KEY-8: or it would be taken again."""
+    app = await register(api, "app", **FOR_USERS, access_lifetime=timedelta(seconds=60))
+    first = (await log_in(app, alice))["refresh_token"]
+    second = (await app.token(grant_type="refresh_token", refresh_token=first)).json()
+    assert second["expires_in"] == 60
+    await update(api, "app", change_access_lifetime=True, access_lifetime=None)
+    api.clock.advance(seconds=21)
+    retried = (await app.token(grant_type="refresh_token", refresh_token=first)).json()
+    assert retried["expires_in"] == 60 + 30 - 21, "and not 600: nothing says that the session's tokens live for so long"
+    assert (await app.post("/revoke", token=second["refresh_token"])).status_code == 200
+    remembered = await api.scalar("SELECT expires_at FROM revoked_tokens")
+    assert remembered >= api.clock() + timedelta(seconds=retried["expires_in"] + 120)
+
+
+@pytest.mark.parametrize("change", ["narrowed", "for others", "another of that name"])
+async def test_no_token_is_issued_with_what_the_client_had_a_moment_ago(api, monkeypatch, change):
+    """Between the proof of its secret and the row of its token it may be another one."""
+    robot = await register(api, "robot")
+    issue = own_tokens.issue
+
+    async def change_first(db: Connection, client: Client, token_id: str, **more: Any) -> int:
+        if change == "another of that name":
+            await do(api, registration.delete, "robot")
+            await register(api, "robot", scope="orders:read orders:write")
+        else:
+            facts: dict[str, Any] = {"scope": "orders:read"} if change == "narrowed" else {"audience": ["b"]}
+            await update(api, "robot", **facts)
+        return await issue(db, client, token_id, **more)
+
+    api.clock.advance(seconds=1)
+    monkeypatch.setattr(own_tokens, "issue", change_first)
+    answer = await robot.token()
+    assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
     assert await api.scalar("SELECT count(*) FROM client_tokens") == 0

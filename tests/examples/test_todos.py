@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from identity_service.accounts import roles
+from identity_service.accounts import registration, roles
 from identity_service.database import Connection
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import TokenLifetimes
@@ -30,7 +30,8 @@ def todos(start_example: StartExample) -> Beside:
         now = datetime.now(UTC)
         for username, role in (("emma", "editor"), ("rita", "reader")):
             await roles.create(db, role, scope="todos:read", by=TESTER, now=now)
-            await roles.grant(db, username, role, end_sessions=False, by=TESTER, now=now)
+            user = await registration.find_named(db, username)
+            await roles.grant(db, user.id, role, end_sessions=False, by=TESTER, now=now)
 
     todos.change(prepare)
     return todos

@@ -56,7 +56,7 @@ async def with_many_sessions(api: Api) -> tuple[Account, dict[str, str]]:
     grants = ["password", "refresh_token", "client_credentials"]
     backend = await register(api, "backend", grants=grants, first_party=True)
     alice = await api.sign_up()
-    await api.database.transact(lambda db: roles.grant(db, "alice", "clerk", end_sessions=False, by=by, now=now))
+    await api.database.transact(lambda db: roles.grant(db, UUID(alice.id), "clerk", end_sessions=False, by=by, now=now))
     answer = await backend.token(grant_type="password", username="alice", password=PASSWORD)
     await backend.access_token()
     async with api.database.connection() as db:

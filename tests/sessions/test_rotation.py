@@ -20,7 +20,7 @@ from identity_service.clients import FIRST_PARTY
 from identity_service.database import Connection
 from identity_service.errors import CurrentPasswordWrong, RefreshTokenReused, SessionEnded
 from identity_service.sessions import Claim, Session, rotation, store
-from tests.conftest import TESTER, Api, StartApi
+from tests.conftest import TESTER, Api, StartApi, until_somebody_waits
 
 
 def claims_of(token: str) -> dict[str, object]:
@@ -108,6 +108,42 @@ async def test_a_retry_within_the_window_gets_the_same_successor(api, alice, clo
     assert retried.json()["refresh_token"] == second["refresh_token"]
     assert retried.json()["access_token"] != second["access_token"]
     assert (await api.refresh(second["refresh_token"])).status_code == 200
+
+
+async def test_without_a_window_a_spent_token_is_never_good_again(start_api, clock):
+    """Nor on a replica whose clock is behind, where less than no time has passed."""
+    async with start_api(refresh_retry_window="0") as api:
+        alice = await api.sign_up()
+        clock.advance(seconds=60)
+        for behind in (0, 10):
+            first = (await alice.log_in())["refresh_token"]
+            assert (await api.refresh(first)).status_code == 200
+            clock.advance(seconds=-behind)
+            assert (await api.refresh(first)).json()["error"] == "invalid_grant"
+
+
+async def test_two_tabs_that_refresh_while_their_session_changes_the_password_both_go_on(api, alice, clock):
+    """TOK-12: the second one's token has been spent by the first, which is no reason to log anybody out."""
+    tokens = await alice.log_in()
+    proved_at = await api.scalar("SELECT password_changed_at FROM users")
+    clock.advance(seconds=1)
+    session_id = UUID(str(claims_of(tokens["refresh_token"])["sid"]))
+    async with api.database.connection() as db, db.transaction():
+        await registration.change_password(
+            db,
+            UUID(alice.id),
+            password_hash="another",
+            proved_at=proved_at,
+            keep_session=session_id,
+            by=TESTER,
+            now=clock(),
+        )
+        tabs = [asyncio.create_task(api.refresh(tokens["refresh_token"])) for _ in range(2)]
+        await until_somebody_waits(api)
+        await asyncio.sleep(0.05)
+    answers = await asyncio.gather(*tabs)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert len({answer.json()["refresh_token"] for answer in answers}) == 1
 
 
 async def test_a_retry_after_the_window_ends_the_session(api, alice, clock):

@@ -1,6 +1,7 @@
 """A person's own account, from sign-up to deletion (contract section 4)."""
 
 import asyncio
+import json
 from collections import Counter
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,7 +12,7 @@ import pytest
 
 from identity_service.accounts import registration
 from identity_service.errors import CurrentPasswordWrong, UserNotFound
-from tests.conftest import PASSWORD, START, TESTER, Account, Api, bearer
+from tests.conftest import PASSWORD, START, TESTER, Account, Api, bearer, until_somebody_waits
 from tests.verifier.conftest import until
 from tests.web.answers import problem, seen
 
@@ -659,6 +660,26 @@ async def test_an_account_that_is_gone_by_now_is_not_changed(api):
             await registration.update(
                 db, uuid4(), username="nobody", change_email=False, email=None, by=TESTER, now=START
             )
+
+
+async def test_a_change_is_recorded_as_what_it_did_and_not_what_another_did_meanwhile(api, alice):
+    """LOG-1: an administrator's change of an address looked like the renaming that its user made beside it."""
+    url = api.settings.database_url.get_secret_value()
+    other = await asyncpg.connect(url)
+    async with other.transaction():
+        await other.execute("UPDATE users SET username = 'mallory'")
+        changing = asyncio.create_task(
+            api.database.transact(
+                lambda db: registration.update(
+                    db, UUID(alice.id), username=None, change_email=True, email="a@example.com", by=TESTER, now=START
+                )
+            )
+        )
+        await until_somebody_waits(api)
+    await other.close()
+    assert (await changing).username == "mallory"
+    details = await api.scalar("SELECT details::text FROM audit_events WHERE event = 'user.updated'")
+    assert json.loads(details) == {"email": "changed"}
 
 
 @pytest.mark.parametrize("change", [{}, {"username": "ALICE"}, {"email": None}])

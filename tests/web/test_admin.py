@@ -9,7 +9,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -25,6 +25,7 @@ from identity_service.clients import registration as clients
 from identity_service.errors import DatabaseUnavailable
 from identity_service.housekeeping import tend_keys
 from identity_service.revocation.feed import News
+from identity_service.runtime import Runtime
 from identity_service.shell import client_secret
 from identity_service.tokens import jws
 from identity_service.web.dependencies import PUBLIC
@@ -884,6 +885,35 @@ async def test_a_keys_folder_that_cannot_be_written_is_not_blamed_on_the_databas
     monkeypatch.setattr(api.keys, "folder", replace(api.keys.folder, path=Path("/proc/nothing")))
     answer = await root("POST", f"/admin/keys/{api.keys.current.signer(api.clock()).kid}/revoke")
     assert answer.json()["code"] == "temporarily_unavailable"
+
+
+@pytest.mark.parametrize("verb", ["rotate", "revoke"])
+async def test_what_was_done_to_the_keys_is_recorded_although_the_database_went_away_meanwhile(
+    api, root, monkeypatch, verb
+):
+    """The files are changed by then, and asking again would change and record nothing."""
+    change_keys = api.runtime.change_keys
+
+    async def change_and_lose(change: Callable[[], Any], *, now: datetime) -> Any:
+        changed = await change_keys(change, now=now)
+        await api.scalar(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE state LIKE 'idle in%' AND datname = current_database()"
+        )
+        return changed
+
+    api.clock.advance(seconds=1)
+    kid = api.keys.current.signer(api.clock()).kid
+    monkeypatch.setattr(Runtime, "change_keys", lambda _, change, now: change_and_lose(change, now=now))
+    path, body = {"rotate": ("rotate", {"now": True}), "revoke": (f"{kid}/revoke", None)}[verb]
+    answer = await root("POST", f"/admin/keys/{path}", body)
+    assert answer.status_code == 503
+    monkeypatch.undo()
+    await tend_keys(api.runtime)
+    async with api.database.connection() as db:
+        events = await db.fetch("SELECT event, actor_kind, occurred_at FROM audit_events WHERE subject_kind = 'key'")
+    done = {"rotate": "key.rotated", "revoke": "key.revoked"}[verb]
+    assert [tuple(event) for event in events] == [(done, "user", api.clock())]
 
 
 async def test_revoking_a_key_that_is_none_or_revoked_is_no_event(api, root):
