@@ -268,17 +268,23 @@ async def enable(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> 
     return user
 
 
-async def delete(db: Connection, user_id: UUID, *, by: Actor, now: datetime) -> None:
+async def delete(db: Connection, user_id: UUID, *, proved_at: datetime | None = None, by: Actor, now: datetime) -> None:
     """Delete an account with its sessions; its tokens are revoked. Call within a transaction.
 
+    Args:
+        proved_at: as of `change_password`, where the account is deleted by who proved its password.
+
     Raises:
+        CurrentPasswordWrong: the account was disabled, or got another password in the meantime.
         UserNotFound: the account is gone already.
         LastAdministrator: nobody could administer the service any more.
     """
     # The user's row is locked first, as a login locks it. A deadlock with another end of sessions is tried again.
     async with keep_an_administrator(db):
-        if not await store.lock(db, user_id):
-            raise UserNotFound
+        await store.lock(db, user_id)
+        user = await find(db, user_id)
+        if proved_at is not None and (user.password_changed_at != proved_at or user.disabled_at is not None):
+            raise CurrentPasswordWrong(detail="overtaken by another change")
         await lifecycle.end_all(db, user_id, reason=Reason.DELETED, by=by, now=now)
         await store.delete(db, user_id)
     await audit.record(db, Event.USER_DELETED, Subject("user", str(user_id)), by=by, now=now)

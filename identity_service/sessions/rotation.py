@@ -107,7 +107,7 @@ async def rotate(db: Connection, claim: Claim, *, scope: Sequence[str], by: Acto
         ScopeRejected: the scope exceeds the session's.
     """
     assert not db.is_in_transaction(), "a refusal would undo the end of the session"
-    presented = claim.presented
+    presented, held = claim.presented, 0
     for _ in range(_CLAIMS):
         if session := await store.claim_generation(db, claim, scope=scope):
             return session
@@ -120,12 +120,13 @@ async def rotate(db: Connection, claim: Claim, *, scope: Sequence[str], by: Acto
             raise ScopeRejected
         if presented.generation < current.generation:
             return current
-        if presented.generation > current.generation:
+        held = current.generation
+        if presented.generation > held:
             break
         # The current one after all: its account was being changed while the claim waited for the row. Somebody else's
         # claim may be first at the next attempt as well; then this one is a retry.
     # Signed by us, yet never handed out as far as this database knows: it was restored from a backup.
-    raise SessionEnded(detail=f"generation {presented.generation} is unknown, the session is at {current.generation}")
+    raise SessionEnded(detail=f"generation {presented.generation} is unknown, the session is at {held}")
 
 
 async def _end_unless_retried(db: Connection, claim: Claim, current: Session, *, by: Actor) -> None:

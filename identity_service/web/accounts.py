@@ -185,10 +185,11 @@ async def change_password(request: Request, caller: SignedIn, body: PasswordChan
 )
 async def delete_me(request: Request, caller: SignedIn, body: Deletion) -> None:
     """Delete the account. Its sessions end and its tokens are revoked."""
-    runtime = runtime_of(request)
+    runtime, user = runtime_of(request), caller.user
     await _prove_again(runtime, caller, body.current_password)
+    proved_at = user.password_changed_at
     await runtime.database.transact(
-        lambda db: registration.delete(db, caller.user.id, by=caller.actor, now=runtime.now())
+        lambda db: registration.delete(db, user.id, proved_at=proved_at, by=caller.actor, now=runtime.now())
     )
 
 

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from identity_service.accounts import registration
+from identity_service.accounts.store import LOCK_ADMINISTRATION
 from identity_service.errors import CurrentPasswordWrong, UserNotFound
 from tests.conftest import PASSWORD, START, TESTER, Account, Api, bearer, until_somebody_waits
 from tests.verifier.conftest import until
@@ -680,6 +681,28 @@ async def test_a_change_is_recorded_as_what_it_did_and_not_what_another_did_mean
     assert (await changing).username == "mallory"
     details = await api.scalar("SELECT details::text FROM audit_events WHERE event = 'user.updated'")
     assert json.loads(details) == {"email": "changed"}
+
+
+@pytest.mark.parametrize("meanwhile", ["changed the password", "was disabled"])
+async def test_a_deletion_that_something_overtook_deletes_nothing(api, alice, clock, meanwhile):
+    """PWD-11: who proved the password before it was changed is logged out by then, and no owner any more."""
+    thief, owner = await alice.log_in(), await alice.log_in()
+    clock.advance(seconds=1)
+    blocker = await asyncpg.connect(api.settings.database_url.get_secret_value())
+    async with blocker.transaction():
+        await blocker.execute(LOCK_ADMINISTRATION)  # another administrative act
+        deletion = {"headers": bearer(thief["access_token"]), "json": {"current_password": PASSWORD}}
+        deleting = asyncio.create_task(api.http.request("DELETE", "/users/me", **deletion))
+        await until_somebody_waits(api)
+        if meanwhile == "was disabled":
+            await blocker.execute("UPDATE users SET disabled_at = $1", clock())
+        else:
+            change = {"current_password": PASSWORD, "new_password": "wise old owls never sleep"}
+            answer = await api.http.put("/users/me/password", headers=bearer(owner["access_token"]), json=change)
+            assert answer.status_code == 204
+    await blocker.close()
+    assert (await deleting).json()["code"] == "current_password_wrong"
+    assert await api.scalar("SELECT count(*) FROM users") == 1
 
 
 @pytest.mark.parametrize("change", [{}, {"username": "ALICE"}, {"email": None}])
