@@ -357,8 +357,8 @@ class Database:
                     raise
         raise AssertionError("unreachable")  # pragma: no cover
 
-    async def listen(self, channel: str, hear: Callable[[], None]) -> None:
-        """Call `hear` on every notification, over a connection of its own, until that is lost.
+    async def listen(self, channel: str, hear: Callable[[str], None]) -> None:
+        """Call `hear` with the text of every notification, over a connection of its own, until that is lost.
 
         Only ever a hint: a pooler in transaction mode forwards none.
         """
@@ -369,7 +369,7 @@ class Database:
             )
             try:
                 connection.add_termination_listener(lambda _: lost.set())
-                await connection.add_listener(channel, lambda *_: hear())
+                await connection.add_listener(channel, lambda *event: hear(event[-1]))
                 await lost.wait()
             finally:
                 connection.terminate()
@@ -379,7 +379,7 @@ class Database:
     async def hears(self, channel: str, *, within: float = 2.0) -> bool:
         """Say whether a notification on a channel of listeners reaches one, in seconds `within`."""
         heard = asyncio.Event()
-        listening = asyncio.create_task(self.listen(channel, heard.set))
+        listening = asyncio.create_task(self.listen(channel, lambda _: heard.set()))
         try:
             async with asyncio.timeout(within):
                 while not heard.is_set():  # listening begins at some moment of its own

@@ -16,7 +16,7 @@ from identity_service.clients import own_tokens
 from identity_service.clients import store as clients
 from identity_service.database import PRUNE_BATCH, Connection
 from identity_service.errors import DatabaseUnavailable, HashingOverloaded
-from identity_service.revocation import CHANNEL
+from identity_service.revocation import CHANNEL, MANY
 from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
 from identity_service.signing import recording
@@ -45,10 +45,16 @@ AGAIN_SECONDS = 1.0
 async def running(runtime: Runtime) -> AsyncIterator[None]:
     """Keep house for as long as the context lasts."""
     heard = asyncio.Event()
+
+    def hear(told: str) -> None:
+        if told == MANY:
+            runtime.revocations.doubt()
+        heard.set()
+
     housekeeping: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
         ("keys", KEYRING_POLL_SECONDS, lambda: tend_keys(runtime)),
         ("pruning", PRUNE_SECONDS, lambda: prune(runtime)),
-        ("listening", LISTEN_AGAIN_SECONDS, lambda: runtime.database.listen(CHANNEL, heard.set)),
+        ("listening", LISTEN_AGAIN_SECONDS, lambda: runtime.database.listen(CHANNEL, hear)),
         ("revocations", 0, lambda: hear_revocations(runtime, heard)),
         ("scopes", LEARN_SECONDS, lambda: learn_scopes(runtime)),
         ("audit chain", CHAIN_SECONDS, lambda: lengthen_chain(runtime)),

@@ -251,7 +251,7 @@ async def test_a_connection_that_is_lost_before_it_listens_is_unavailability(dat
     monkeypatch.setattr(asyncpg.Connection, "add_listener", cut)
     async with open_database(database_url, pool_size=1) as database:
         with pytest.raises(DatabaseUnavailable):
-            await database.listen("a_channel_of_its_own", lambda: None)
+            await database.listen("a_channel_of_its_own", lambda _: None)
 
 
 async def test_one_statement_is_its_own_transaction(database_url):
@@ -487,7 +487,7 @@ async def test_who_waits_for_a_connection_hears_why_there_is_none_and_the_next_g
 
 async def test_postgres_knows_whose_connections_they_are_that_which_listens_too(database_url):
     async with open_database(database_url, pool_size=1) as database:
-        listening = asyncio.create_task(database.listen("a_channel_of_its_own", lambda: None))
+        listening = asyncio.create_task(database.listen("a_channel_of_its_own", lambda _: None))
         async with asyncio.timeout(5), database.connection() as db:
             name = "SELECT application_name FROM pg_stat_activity WHERE query ~ $1"
             while (found := await db.fetchval(name, "^LISTEN .*a_channel_of_its_own")) is None:

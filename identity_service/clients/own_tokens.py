@@ -12,6 +12,7 @@ from identity_service.clients import Client, store
 from identity_service.database import Connection, delete_expired
 from identity_service.errors import ClientRejected
 from identity_service.revocation import Reason
+from identity_service.revocation.store import REMEMBERED_LONGER
 
 
 async def issue(
@@ -61,8 +62,8 @@ async def revoke_all(db: Connection, client_id: str, *, reason: Reason, by: Acto
 
 
 async def prune(db: Connection, *, now: datetime) -> int:
-    """Delete a batch of rows whose tokens have expired; return how many went."""
-    return await delete_expired(db, "client_tokens", "jti", before=now)
+    """Delete a batch of rows whose tokens nobody takes any more; return how many went."""
+    return await delete_expired(db, "client_tokens", "jti", before=now - REMEMBERED_LONGER)
 
 
 async def _record(db: Connection, client_id: str, *, tokens: int, reason: Reason, by: Actor, now: datetime) -> None:

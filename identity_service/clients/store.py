@@ -65,12 +65,13 @@ def _revoke_tokens(which: str) -> str:
     tokens = f"(SELECT jti, status_index, expires_at FROM client_tokens WHERE client_id = $3 AND {which}) AS tokens"
     return f"""
         WITH revoked AS ({revoked.insert_from(tokens, now="$1", reason="$2")})
-        SELECT count(*), {revoked.TELL} FROM revoked
+        SELECT count(*), {revoked.tell()} FROM revoked
     """
 
 
 REVOKE_TOKEN = _revoke_tokens("jti = $4")
-REVOKE_TOKENS = _revoke_tokens("expires_at > $1")
+# Those that have just expired too: verifiers may still take them.
+REVOKE_TOKENS = _revoke_tokens(f"expires_at + interval '{revoked.REMEMBERED_LONGER}' > $1")
 FIND_LIVE_TOKEN = """
     SELECT t.jti FROM client_tokens AS t JOIN clients AS c USING (client_id)
      WHERE t.jti = $1 AND t.client_id = $2 AND c.disabled_at IS NULL

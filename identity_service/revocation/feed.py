@@ -6,8 +6,9 @@ the table cannot be looked at, nothing is vouched for: lists are refused and str
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
@@ -45,25 +46,39 @@ class News(Enum):
     END = "end"  # no more will come
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a look found that is new: one for all who follow, TAKEN_AT_ONCE at most. Equal to itself only."""
+
+    revoked: tuple[RevokedIndex, ...]
+
+    def __len__(self) -> int:
+        return len(self.revoked)
+
+
 class Follower:
     """Somebody who hears of every revocation from now on."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[RevokedIndex | News] = asyncio.Queue(FOLLOWER_QUEUE)
+        self._queue: asyncio.Queue[Batch | News] = asyncio.Queue()
+        self._behind = 0
 
-    async def next(self, *, within: float) -> RevokedIndex | News:
+    async def next(self, *, within: float) -> Batch | News:
         """Return what is heard next.
 
         Raises:
             TimeoutError: there was none within that many seconds.
         """
         async with asyncio.timeout(within):
-            return await self._queue.get()
+            news = await self._queue.get()
+        self._behind -= _count(news)
+        return news
 
-    def tell(self, news: RevokedIndex | News) -> bool:
+    def tell(self, news: Batch | News) -> bool:
         """Queue some news; return False when the follower does not keep up."""
-        if self._queue.full():
+        if self._behind + _count(news) > FOLLOWER_QUEUE:
             return False
+        self._behind += _count(news)
         self._queue.put_nowait(news)
         return True
 
@@ -72,6 +87,10 @@ class Follower:
         while not self._queue.empty():
             self._queue.get_nowait()
         self._queue.put_nowait(News.END)
+
+
+def _count(news: Batch | News) -> int:
+    return len(news) if isinstance(news, Batch) else 1
 
 
 class RevocationFeed:
@@ -87,6 +106,7 @@ class RevocationFeed:
         self._followers: set[Follower] = set()
         self._places: Counter[str | None] = Counter()
         self._looks = 0
+        self._doubtful = False
         self._looked_at = float("-inf")
         self._closed = False
         self.versions: dict[int, int] = {}
@@ -118,18 +138,32 @@ class RevocationFeed:
             DatabaseUnavailable: what is held stays in force.
         """
         began_at = asyncio.get_running_loop().time()
-        since = self.newest_at if self._looks % LOOKS_PER_FULL_ONE else None
+        whole, self._doubtful = self._doubtful or self._looks % LOOKS_PER_FULL_ONE == 0, False
+        since = None if whole else self.newest_at
         is_long = self._looks % LOOKS_PER_LONG_ONE == 0
         overlap = OVERLAP if is_long else SHORT_OVERLAP
-        async with self._database.connection() as db, db.transaction():
-            if is_long:
-                handed_out = await store.index_range(db)
-                self.first_list, self.last_list = (position(status_index).list_number for status_index in handed_out)
-            async for revoked in store.list_since(db, since, overlap=overlap, now=now, at_once=TAKEN_AT_ONCE):
-                self._take_up(revoked)
+        try:
+            async with self._database.connection() as db, db.transaction():
+                if is_long:
+                    handed_out = await store.index_range(db)
+                    self.first_list, self.last_list = (position(index).list_number for index in handed_out)
+                some: list[RevokedIndex] = []
+                async for revoked in store.list_since(db, since, overlap=overlap, now=now, at_once=TAKEN_AT_ONCE):
+                    some.append(revoked)
+                    if len(some) == TAKEN_AT_ONCE:
+                        self._take_up(some)
+                        some = []
+                self._take_up(some)
+        except BaseException:
+            self._doubtful = whole
+            raise
         # Only now: half of it is nothing to vouch for, and a look that was broken off is begun again.
         self._looks += 1
         self._looked_at = began_at
+
+    def doubt(self) -> None:
+        """Have the next look read everything: much was revoked, and recorded longer ago than most looks reach back."""
+        self._doubtful = True
 
     def forget_expired(self, now: datetime) -> None:
         """Drop entries that no token can name any more."""
@@ -185,11 +219,16 @@ class RevocationFeed:
         for follower in self._followers:
             follower.dismiss()
 
-    def _take_up(self, revoked: RevokedIndex) -> None:
+    def _take_up(self, some: Iterable[RevokedIndex]) -> None:
+        if new := tuple(revoked for revoked in some if self._is_new(revoked)):
+            self._tell(Batch(new))
+
+    def _is_new(self, revoked: RevokedIndex) -> bool:
+        """Put an entry into its list, unless it is there."""
         place = position(revoked.status_index)
         entries = self._lists.setdefault(place.list_number, {})
         if place.index in entries:
-            return
+            return False
         entries[place.index] = revoked.expires_at
         self.versions[place.list_number] = self.versions.get(place.list_number, 0) + 1
         self.newest_at = max(self.newest_at or revoked.recorded_at, revoked.recorded_at)
@@ -197,9 +236,9 @@ class RevocationFeed:
         if len(self._recent) > FOLLOWER_QUEUE:
             pushed_out_at = self._recent.popleft().recorded_at
             self._pushed_out_at = max(self._pushed_out_at or pushed_out_at, pushed_out_at)
-        self._tell(revoked)
+        return True
 
-    def _tell(self, news: RevokedIndex | News) -> None:
+    def _tell(self, news: Batch | News) -> None:
         for follower in list(self._followers):
             if not follower.tell(news):
                 follower.dismiss()

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 from identity_service.database import Connection
-from identity_service.revocation import CHANNEL, RevokedIndex
+from identity_service.revocation import CHANNEL, MANY, RevokedIndex
 
-REMEMBERED_LONGER = "2 minutes"
+REMEMBERED_LONGER = timedelta(minutes=2)
 """A verifier may take a token for a minute after its end, by a clock a minute behind ours."""
 LIST_SINCE = """
     SELECT status_index, expires_at, recorded_at FROM revoked_tokens
@@ -27,7 +27,7 @@ FIND_LAST_INDEX = "SELECT last_value FROM status_index_seq"
 
 
 def insert_from(source: str, *, now: str, reason: str) -> str:
-    """Return a statement that revokes each row of a source, as a part of one that goes on with `TELL`.
+    """Return a statement that revokes each row of a source, as a part of one that goes on with `tell`.
 
     It returns the `jti` of each that was good until now. They are remembered for as long as a token could still be
     accepted somewhere, and where there is none, long enough to be told to whoever holds a connection open on one.
@@ -39,14 +39,17 @@ def insert_from(source: str, *, now: str, reason: str) -> str:
     """
     return f"""
         INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)
-        SELECT jti, status_index, {reason}, {now}, greatest(expires_at, {now}) + '{REMEMBERED_LONGER}' FROM {source}
+        SELECT jti, status_index, {reason}, {now}, greatest(expires_at, {now}) + interval '{REMEMBERED_LONGER}'
+          FROM {source}
         ON CONFLICT (jti) DO NOTHING
         RETURNING jti
     """
 
 
-TELL = f"CASE WHEN count(*) > 0 THEN pg_notify('{CHANNEL}', '') END"
-"""Counted over what has been revoked: listeners hear of it when the transaction commits."""
+def tell() -> str:
+    """Return what is selected from what has been revoked, so that listeners hear of it when this is committed."""
+    told = f"CASE WHEN count(*) > 1000 THEN '{MANY}' ELSE '' END"
+    return f"CASE WHEN count(*) > 0 THEN pg_notify('{CHANNEL}', {told}) END"
 
 
 async def list_since(

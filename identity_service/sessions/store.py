@@ -132,7 +132,7 @@ def _end(which: str, *, of: str = "", first: int) -> str:
         ), event AS (
             {insert_from(source, first=first, given=_OF_USER)}
         )
-        SELECT (SELECT count(*) FROM ended), {revoked.TELL} FROM revoked
+        SELECT (SELECT count(*) FROM ended), {revoked.tell()} FROM revoked
     """
 
 

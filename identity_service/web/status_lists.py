@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from identity_service import errors
 from identity_service.errors import DatabaseUnavailable, TooManyFollowers
 from identity_service.revocation import RevokedIndex
-from identity_service.revocation.feed import News, RevocationFeed
+from identity_service.revocation.feed import Batch, News, RevocationFeed
 from identity_service.revocation.status_lists import TIME_TO_LIVE, StatusLists
 from identity_service.runtime import Runtime
 from identity_service.throttling import prefix
@@ -138,12 +138,19 @@ async def _events(runtime: Runtime, since: datetime | None, origin: str | None) 
                 continue
             if news is News.END:
                 return
-            yield "event: keys\ndata: {}\n\n" if news is News.KEYS else _event(runtime.status_lists, news)
+            yield "event: keys\ndata: {}\n\n" if isinstance(news, News) else _text(runtime.status_lists, news)
+            await asyncio.sleep(0)  # as above
+
+
+@lru_cache(maxsize=16)
+def _text(status_lists: StatusLists, batch: Batch) -> str:
+    """Write the events of a batch once for all who follow."""
+    return "".join(_event(status_lists, revoked) for revoked in batch.revoked)
 
 
 @lru_cache(maxsize=1024)
 def _event(status_lists: StatusLists, revoked: RevokedIndex) -> str:
-    """Write an event once for all who follow."""
+    """Write an event once for all to whom it is told."""
     reference = status_lists.reference(revoked.status_index)
     data = {"uri": reference.uri, "idx": reference.idx, "exp": int(revoked.expires_at.timestamp())}
     number = _event_id(revoked.recorded_at)

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import threading
+import time
 import zlib
 from base64 import urlsafe_b64decode
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -14,20 +15,25 @@ import jwt
 import pytest
 
 from identity_service.database import Database
+from identity_service.errors import DatabaseUnavailable
 from identity_service.housekeeping import LOOK_SECONDS, hear_revocations, prune
-from identity_service.revocation import RevokedIndex
+from identity_service.revocation import CHANNEL, MANY, RevokedIndex
 from identity_service.revocation.feed import (
     FOLLOWER_QUEUE,
+    LOOKS_PER_FULL_ONE,
     LOOKS_PER_LONG_ONE,
     TAKEN_AT_ONCE,
+    Batch,
     News,
     RevocationFeed,
 )
 from identity_service.revocation.status_lists import StatusListDocument, StatusLists
-from identity_service.web.status_lists import REPLAY_BATCH
+from identity_service.web.status_lists import REPLAY_BATCH, _events
 from tests.conftest import ISSUER, START, Api, StartApi, bearer
+from tests.sessions.test_endings import COPY_SESSIONS
+from tests.verifier.conftest import until
 
-SOMETHING = RevokedIndex(0, START, START)
+SOMETHING = Batch((RevokedIndex(0, START, START),))
 
 
 def status_of(tokens: dict[str, str]) -> dict[str, Any]:
@@ -503,6 +509,96 @@ async def test_a_follower_that_does_not_keep_up_is_let_go(api, alice):
         await revoke(api, alice, await alice.log_in())
         await heard(api)
         assert await follower.next(within=10) is News.END
+
+
+REVOKE_MANY = """
+    INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)
+    SELECT gen_random_uuid()::text, n, 'revoked', $1, $1::timestamptz + interval '10 minutes'
+      FROM generate_series(1, $2::integer) AS n
+"""
+
+
+async def test_others_are_served_while_many_streams_are_told_of_many_revocations(api, clock):
+    """P5: each follower was told of each in one breath, and nobody was answered for seconds."""
+    await heard(api)
+    told, longest = 0, 0.0
+
+    async def follow() -> None:
+        nonlocal told
+        async for chunk in _events(api.runtime, None, None):
+            told += chunk.count("event: revoked")
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            longest = max(longest, time.perf_counter() - before)
+
+    following = [asyncio.create_task(follow()) for _ in range(400)]
+    await until(lambda: api.runtime.revocations.followers == 400)
+    watching = asyncio.create_task(watch())
+    async with api.database.connection() as db:
+        await db.execute(REVOKE_MANY, clock(), 1000)
+    await until(lambda: told == 400 * 1000, within=60)
+    for task in (watching, *following):
+        task.cancel()
+    await asyncio.wait([watching, *following])
+    assert longest < 1  # it was ten
+
+
+async def test_much_that_was_recorded_long_before_its_end_is_looked_for_at_once(api, clock):
+    """P14: most looks read two seconds, and it took longer than that to write it."""
+    await heard(api)
+    feed = api.runtime.revocations
+    async with api.database.connection() as db:
+        await db.execute(REVOKE_MANY, clock(), 1)
+    await until(lambda: feed.revoked_in(0) != [])
+    before = feed._looks
+    async with api.database.connection() as db, db.transaction():
+        await db.execute(REVOKE_MANY, clock(), 2)
+        await db.execute("UPDATE revoked_tokens SET recorded_at = recorded_at - interval '10 minutes'")
+        await db.execute(f"SELECT pg_notify('{CHANNEL}', '{MANY}')")
+    await until(lambda: len(feed.revoked_in(0)) == 2)
+    assert feed._looks < before + LOOKS_PER_FULL_ONE // 2
+
+
+async def test_a_look_that_was_to_read_everything_and_failed_is_made_again(api, clock):
+    feed = RevocationFeed(api.database)
+    for _ in range(2):
+        await feed.look(clock())
+    feed.doubt()
+    await api.scalar("ALTER TABLE revoked_tokens RENAME TO away")
+    with pytest.raises(DatabaseUnavailable):
+        await feed.look(clock())
+    await api.scalar("ALTER TABLE away RENAME TO revoked_tokens")
+    async with api.database.connection() as db:
+        await db.execute(REVOKE_MANY, clock(), 1)
+        await db.execute("UPDATE revoked_tokens SET recorded_at = recorded_at - interval '10 minutes'")
+    feed.newest_at = datetime.now(UTC)
+    await feed.look(clock())
+    assert feed.revoked_in(0) == [1]
+
+
+@pytest.mark.parametrize(("sessions", "told"), [(1, ""), (1002, MANY)])
+async def test_listeners_are_told_whether_it_was_much(api, alice, sessions, told):
+    tokens = await alice.log_in()
+    async with api.database.connection() as db:
+        await db.execute(COPY_SESSIONS, sessions)
+    heard_of: list[str] = []
+    listening = asyncio.create_task(api.database.listen(CHANNEL, heard_of.append))
+    while "ready" not in heard_of:
+        await api.scalar("SELECT pg_notify($1, 'ready')", CHANNEL)
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    heard_of.clear()
+    answer = await api.http.delete("/users/me/sessions", headers=bearer(tokens["access_token"]))
+    assert answer.status_code == 204
+    await revoke(api, alice, tokens)
+    await until(lambda: heard_of[-1:] == [""])
+    listening.cancel()
+    await asyncio.wait([listening])
+    assert heard_of == ([told, ""] if told else [""])
 
 
 async def test_nothing_is_said_while_the_table_cannot_be_read(api, alice, monkeypatch):
