@@ -20,7 +20,7 @@ from identity_service.revocation import CHANNEL, MANY
 from identity_service.runtime import Runtime
 from identity_service.sessions import lifecycle
 from identity_service.signing import recording
-from identity_service.signing.keyring import KeyState
+from identity_service.signing.keyring import CLOCK_SKEW, KeyState
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ async def running(runtime: Runtime) -> AsyncIterator[None]:
 
     housekeeping: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
         ("keys", KEYRING_POLL_SECONDS, lambda: tend_keys(runtime)),
-        ("pruning", PRUNE_SECONDS, lambda: prune(runtime)),
+        ("pruning", PRUNE_SECONDS, lambda: prune_in_step(runtime)),
         ("listening", LISTEN_AGAIN_SECONDS, lambda: runtime.database.listen(CHANNEL, hear)),
         ("revocations", 0, lambda: hear_revocations(runtime, heard)),
         ("scopes", LEARN_SECONDS, lambda: learn_scopes(runtime)),
@@ -122,6 +122,15 @@ async def tend_keys(runtime: Runtime) -> None:
         except BaseException:
             runtime.keys.unrecorded.insert(0, record)
             raise
+
+
+async def prune_in_step(runtime: Runtime) -> None:
+    """Prune, unless our clock is another than the database's: what one process deletes is gone for all of them."""
+    ahead = runtime.now() - (await runtime.database.server()).now
+    if abs(ahead) > CLOCK_SKEW:
+        log.warning("pruning.clock_differs", extra={"seconds_ahead": round(ahead.total_seconds())})
+        return
+    await prune(runtime)
 
 
 async def prune(runtime: Runtime) -> None:

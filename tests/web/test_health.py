@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from identity_service.cli.migrate import upgrade
 from identity_service.database import Connection
 from identity_service.errors import DatabaseUnavailable
-from identity_service.housekeeping import repeating
+from identity_service.housekeeping import prune_in_step, repeating
 from tests.conftest import PASSWORD, Api, StartApi, bearer
 from tests.web.answers import problem, seen
 
@@ -382,3 +384,17 @@ async def test_work_that_swallows_its_cancellation_is_not_begun_anew_and_holds_u
         stopped = asyncio.get_running_loop().time()
     assert len(begun) == 1
     assert asyncio.get_running_loop().time() - stopped < 0.9
+
+
+@pytest.mark.parametrize(("ahead", "left"), [(0, 0), (50, 0), (120, 1), (-120, 1)])
+async def test_a_clock_that_differs_from_the_databases_prunes_nothing(api, caplog, ahead, left):
+    """F76: what one process deletes is gone for all of them, and a revoked token may have minutes to live."""
+    async with api.database.connection() as db:
+        await db.execute(
+            "INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)"
+            " VALUES ('a', 1, 'logout', now(), now() - interval '10 minutes')"
+        )
+    await prune_in_step(replace(api.runtime, now=lambda: datetime.now(UTC) + timedelta(seconds=ahead)))
+    assert await api.scalar("SELECT count(*) FROM revoked_tokens") == left
+    told = [record.seconds_ahead for record in caplog.records if record.message == "pruning.clock_differs"]
+    assert (ahead in told) == bool(left)
