@@ -253,8 +253,10 @@ def front_door(settings: Settings, *, insist: bool) -> list[Finding]:
         told, keys = metadata.json(), jwks.json()["keys"]
         told_issuer, kids = told["issuer"], {key["kid"] for key in keys}
     except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
-        text = f"nothing of ours answers at {settings.issuer_url} ({type(error).__name__})"
+        text = f"nothing of ours answers at {settings.issuer_url} ({type(error).__name__}: {error!s:.200})"
         fix = "start the service, or mend DNS, proxy or certificate in front of it"
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            fix = "name the certificate's authority in SSL_CERT_FILE, or mend the certificate"
         return [Finding("front door", "fail" if insist else "warn", text, fix)]
     return [
         same_issuer(settings, told_issuer),

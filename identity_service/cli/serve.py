@@ -24,6 +24,7 @@ from identity_service.revocation.feed import MAX_FOLLOWERS
 from identity_service.settings import Settings
 from identity_service.shell import utc_now
 from identity_service.signing.live import LiveKeyring, key_folder, open_keys
+from identity_service.verifier.addresses import is_loopback_url
 from identity_service.web.middleware import Edge
 from identity_service.web.protocol import BoundedProtocol
 
@@ -131,6 +132,11 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
         f"    curl -s {issuer}/token -d grant_type=password -d username=alice \\",
         "         --data-urlencode 'password=correct horse battery staple'; echo",
     ]
+    try_it = [
+        *(sign_up if settings.signup == "open" else ["    identity-service users create alice"]),
+        *(log_in if settings.password_grant == "on" else []),  # noqa: S105 - a switch
+    ]
+    in_earnest = ["    identity-service doctor --online", "    identity-service users create NAME --role admin"]
     place = f"embedded Postgres in {settings.embedded_dir} (development only)" if embedded else "from DATABASE_URL"
     lines = [
         "",
@@ -142,8 +148,7 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
         "",
         "  Next, in another terminal:",
         "",
-        *(sign_up if settings.signup == "open" else ["    identity-service users create alice"]),
-        *(log_in if settings.password_grant == "on" else []),  # noqa: S105 - a switch
+        *(try_it if is_loopback_url(issuer) else in_earnest),
         "",
         f"  {f'or `{tour}` for the whole tour. ' if embedded else ''}Ctrl-C stops everything.",
         "",

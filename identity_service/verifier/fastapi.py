@@ -65,11 +65,14 @@ _DESCRIPTIONS = {
 _NO_SCOPES = SecurityScopes()
 
 
-class _NeverFromARequest:
-    """No type that FastAPI can read: `Depends(auth.require)`, where the call was forgotten, would let everybody in."""
+class _CallRequireWithParentheses:
+    """No type that FastAPI can read: `Depends(auth.require)`, where the call was forgotten, would let everybody in.
+
+    Its name is in the error that FastAPI raises.
+    """
 
 
-Asked = str | Iterable[str] | _NeverFromARequest
+Asked = str | Iterable[str] | _CallRequireWithParentheses
 """Scopes or roles: one, several in one string between spaces, or several strings."""
 
 
@@ -121,6 +124,8 @@ class Bearer(_Scheme):
     """
 
     def __init__(self, verifier: Verifier, *, realm: str | None = None, scheme_name: str = "identity") -> None:
+        if not hasattr(verifier, "issuer"):
+            raise TypeError(f"Bearer takes a Verifier, not {verifier!r}")
         flow = OAuthFlowPassword(tokenUrl=f"{verifier.issuer.rstrip('/')}/token", scopes={})
         super().__init__(OAuth2(flows=OAuthFlows(password=flow)), scheme_name)
         self.verifier = verifier
@@ -232,7 +237,7 @@ class Bearer(_Scheme):
 
 
 def _several(value: Asked) -> tuple[str, ...]:
-    assert not isinstance(value, _NeverFromARequest)
+    assert not isinstance(value, _CallRequireWithParentheses)
     names = tuple(value.split()) if isinstance(value, str) else tuple(value)
     if any("," in name for name in names):
         raise ValueError(f"several are separated by spaces: {value!r}")

@@ -83,8 +83,8 @@ class Verifier:
     ) -> None:
         self.issuer = issuer
         self.audience = (audience,) if isinstance(audience, str) else tuple(audience)
-        keys_url = jwks_uri or f"{issuer.rstrip('/')}/.well-known/jwks.json"
         check_url(issuer)
+        keys_url = jwks_uri or f"{issuer.rstrip('/')}/.well-known/jwks.json"
         check_url(keys_url)
         allowed = frozenset(algorithms)
         if not allowed or not allowed.issubset(jws.ALGORITHMS):

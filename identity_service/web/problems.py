@@ -91,7 +91,11 @@ Refusal: TypeAlias = tuple[int, str, str]
 
 NOT_FOUND: Refusal = (404, "not_found", "There is nothing at this path.")
 WRONG_METHOD: Refusal = (405, "method_not_allowed", "This path does not answer that method; see the Allow header.")
-FOREIGN: Refusal = (403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")
+FOREIGN: Refusal = (
+    403,
+    "origin_not_allowed",
+    "The Origin header is missing or not in IDENTITY_ALLOWED_ORIGINS; what is no web page uses /token.",
+)
 FAILED: Refusal = (500, "internal_error", "Something went wrong here; the request id finds it in the log.")
 _HTTP = {status: (code, detail) for status, code, detail in (NOT_FOUND, WRONG_METHOD)}
 

@@ -56,6 +56,13 @@ def test_it_names_nothing_to_do_that_is_switched_off(serve: StartService):
     assert "curl" not in out
 
 
+def test_in_earnest_it_tells_nobody_to_make_an_account_whose_password_everybody_knows(serve: StartService):
+    service = serve(IDENTITY_ISSUER_URL="https://id.example.com")
+    out, _ = service.stop(signal.SIGINT)
+    assert "identity-service doctor --online" in out
+    assert "correct horse" not in out
+
+
 def test_a_stock_library_verifies_what_it_signs(running: Service):
     issuer = running.environment["IDENTITY_ISSUER_URL"]
     token = sign_up(running, "verified")["access_token"]

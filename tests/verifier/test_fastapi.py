@@ -470,8 +470,21 @@ def forgotten_call_of_a_socket(auth: Bearer, app: FastAPI) -> None:
 )
 def test_a_guard_that_was_not_called_makes_no_route(forget: Callable[[Bearer, FastAPI], None]) -> None:
     """FastAPI would read scope and role from the query, and let everybody in."""
-    with pytest.raises(FastAPIError):
+    with pytest.raises(FastAPIError, match="_CallRequireWithParentheses"):
         forget(Bearer(issuer.verifier()), FastAPI())
+
+
+@pytest.mark.parametrize("address", [None, "", "localhost:8000"])
+def test_an_address_that_is_none_is_told_with_one_that_would_be(address: Any) -> None:
+    """`os.environ.get` of a variable that nobody set."""
+    with pytest.raises(ValueError, match="such as https://"):
+        Verifier(address, audience="orders")
+
+
+def test_an_address_in_the_place_of_a_verifier_is_told() -> None:
+    address: Any = "https://id.example.com"
+    with pytest.raises(TypeError, match="takes a Verifier"):
+        Bearer(address)
 
 
 @pytest.mark.parametrize("asked", ["orders:read,orders:write", ["orders:read,"]])

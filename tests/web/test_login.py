@@ -20,7 +20,11 @@ WRONG_LOGIN = problem(401, "invalid_credentials", "The username or the password 
 ENDED = problem(401, "session_ended", "The session has ended; log in again.")
 TOKEN_REVOKED = problem(401, "invalid_token", "The token is invalid, expired or revoked.")
 NOT_JSON = problem(415, "unsupported_media_type", "Send the body as application/json in UTF-8.")
-FOREIGN = problem(403, "origin_not_allowed", "This origin is not in IDENTITY_ALLOWED_ORIGINS.")
+FOREIGN = problem(
+    403,
+    "origin_not_allowed",
+    "The Origin header is missing or not in IDENTITY_ALLOWED_ORIGINS; what is no web page uses /token.",
+)
 PATHS = ["/login", "/refresh", "/logout"]
 
 
