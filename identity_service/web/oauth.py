@@ -61,6 +61,7 @@ class OAuthRoute(DirectRoute):
         try:
             response: Response = await self.endpoint(request)
         except InvalidRequest as error:
+            note(request, "invalid_request", error.description)
             return _error(400, "invalid_request", error.description)
         except IdentityError as error:
             return _refused(request, error)
@@ -203,7 +204,7 @@ def _basic(request: Request) -> tuple[str, str] | None:
 
 
 def _refused(request: Request, error: IdentityError) -> JSONResponse:
-    note(request, error)
+    note(request, type(error).__name__, error.detail)
     status = status_of(type(error))
     headers = {}
     if isinstance(error, errors.Unavailable | errors.Throttled):

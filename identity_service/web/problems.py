@@ -112,6 +112,7 @@ def problem(
     request: Request, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
 ) -> JSONResponse:
     """Render a problem document. `code` is stable; programs should look at nothing else."""
+    note(request, code, detail)
     body = document(status, code, detail, request.scope.get("identity.request_id", "")) | more
     return JSONResponse(body, status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
 
@@ -191,10 +192,13 @@ _MEMBERS = {
 }
 
 
-def note(request: Request, error: IdentityError) -> None:
-    """Leave what only the log says for the line that `middleware` writes about this request."""
-    request.scope["identity.error"] = type(error).__name__
-    request.scope["identity.detail"] = error.detail
+def note(request: Request, error: str, detail: str) -> None:
+    """Leave why a request is refused for the line that `middleware` writes about it, and for the count of refusals.
+
+    What is noted first stays: an error of ours by its name, with what is not for callers, before the code they get.
+    """
+    request.scope.setdefault("identity.error", error)
+    request.scope.setdefault("identity.detail", detail)
 
 
 def install(app: FastAPI) -> None:
@@ -217,7 +221,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 def refused(request: Request, error: IdentityError) -> JSONResponse:
     """Render an error of ours, and leave its detail for the log."""
-    note(request, error)
+    note(request, type(error).__name__, error.detail)
     status, code = STATUS[type(error)]
     headers = {}
     more = {}

@@ -603,6 +603,8 @@ async def test_an_unexpected_failure_says_nothing_about_itself_and_is_logged_onc
         "path": "/boom",
         "status": 500,
         "client": "127.0.0.1",
+        "error": "internal_error",
+        "detail": answer.json()["detail"],
     }
 
 
@@ -628,7 +630,14 @@ async def test_each_request_is_one_line_that_says_what_happened_and_not_what_was
         assert line.pop("duration_ms") >= 0
         assert re.fullmatch("[0-9a-f]{16}", line.pop("request_id"))
     assert lines == [
-        common | {"method": "POST", "path": "/token", "status": 400},
+        common
+        | {
+            "method": "POST",
+            "path": "/token",
+            "status": 400,
+            "error": "invalid_request",
+            "detail": "The parameter password is missing.",
+        },
         common
         | {
             "method": "POST",
@@ -657,6 +666,30 @@ async def test_what_the_edge_refuses_says_why_in_its_line(api, log_lines):
         (answer.status_code, answer.json()["code"], answer.json()["detail"]) for answer in answers
     ]
     assert lines[0]["error"] == "origin_not_allowed"
+
+
+async def test_every_refusal_says_why_in_its_line_and_is_counted(api, alice, log_lines):
+    """With the code that the caller got, where nothing else is to be said of it."""
+    tokens = await alice.log_in()
+    counted = api.runtime.metrics.registry.get_sample_value
+    log_lines()
+    answers = [
+        await api.http.get("/nothing"),
+        await api.http.put("/users"),
+        await api.http.get("/users/me"),
+        await api.http.get("/admin/users", headers=bearer(tokens["access_token"])),
+        await api.http.post("/users", json={}),
+        await api.http.post("/users", content=b"{", headers={"Content-Type": "application/json"}),
+        await api.http.post("/users", content=b"a=b", headers={"Content-Type": "text/plain"}),
+        await api.http.post("/login", json={}),
+        await api.http.get("/status-lists/0?time=1"),
+    ]
+    lines = [json.loads(line) for line in log_lines()]
+    assert [(line["status"], line["error"], line["detail"]) for line in lines] == [
+        (answer.status_code, answer.json()["code"], answer.json()["detail"]) for answer in answers
+    ]
+    for line in lines:
+        assert counted("identity_refusals_total", {"error": line["error"]}) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from identity_service.cli.migrate import upgrade
 from identity_service.database import Connection
 from identity_service.errors import DatabaseUnavailable
 from identity_service.housekeeping import prune_in_step, repeating
+from identity_service.signing.keyring import CLOCK_SKEW
 from tests.conftest import PASSWORD, Api, StartApi, bearer
 from tests.web.answers import problem, seen
 
@@ -387,8 +388,9 @@ async def test_work_that_swallows_its_cancellation_is_not_begun_anew_and_holds_u
 
 
 @pytest.mark.parametrize(("ahead", "left"), [(0, 0), (50, 0), (120, 1), (-120, 1)])
-async def test_a_clock_that_differs_from_the_databases_prunes_nothing(api, caplog, ahead, left):
+async def test_a_clock_that_differs_from_the_databases_prunes_nothing(api, monkeypatch, caplog, ahead, left):
     """F76: what one process deletes is gone for all of them, and a revoked token may have minutes to live."""
+    monkeypatch.setattr("identity_service.housekeeping.CLOCK_SKEW", CLOCK_SKEW)
     async with api.database.connection() as db:
         await db.execute(
             "INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)"
