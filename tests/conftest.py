@@ -51,6 +51,7 @@ def _use_memory_for_files() -> None:
 
 _use_memory_for_files()
 
+
 @pytest.fixture(scope="session", autouse=True)
 def _clocks_may_differ() -> Iterator[None]:
     """Ours stands still, the database's goes on."""
