@@ -79,7 +79,8 @@ def create_app(settings: Settings, keys: LiveKeyring, *, now: Callable[[], datet
         passwords = PasswordHashing(cost, threads=threads, observe=metrics.hashed)
         url = settings.database_url.get_secret_value()
         try:
-            async with open_database(url, pool_size=settings.database_pool_size) as database:
+            # A worker that takes the place of another one while the database is away is there, and not ready.
+            async with open_database(url, pool_size=settings.database_pool_size, connect=False) as database:
                 revocations = RevocationFeed(database)
                 status_lists = StatusLists(revocations, keys, issuer=settings.issuer_url)
                 breaches = BreachCheck(settings.breach_check_url) if settings.breach_check_url else None

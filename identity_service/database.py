@@ -286,7 +286,7 @@ class _Loan:
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         with suppress(*_AWAY, asyncpg.PostgresError):  # the pool closes what it cannot take back
-            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError | asyncpg.QueryCanceledError):
                 await self._lending.renew()
             await self._lending.give_back(self._held, clean=error is None)
         if isinstance(error, _CONFLICTS):
@@ -454,12 +454,13 @@ async def _keep_session(_: Connection) -> None:
 
 
 @asynccontextmanager
-async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
+async def open_database(url: str, *, pool_size: int, connect: bool = True) -> AsyncIterator[Database]:
     """Open a pool for as long as the context lasts.
 
     Args:
         url: a libpq connection URL; several hosts with `target_session_attrs` follow a failover.
         pool_size: most connections held at once.
+        connect: whether the first connections are made at once, or not before somebody needs one.
 
     Raises:
         DatabaseUnavailable: the first connection failed.
@@ -467,7 +468,7 @@ async def open_database(url: str, *, pool_size: int) -> AsyncIterator[Database]:
     try:
         pool = await asyncpg.create_pool(
             normalise_url(url),
-            min_size=min(2, pool_size),
+            min_size=min(2, pool_size) if connect else 0,
             max_size=pool_size,
             max_inactive_connection_lifetime=300,
             timeout=CONNECT_TIMEOUT,

@@ -218,6 +218,10 @@ class KeysUnavailable(Unavailable):
     pass
 
 
+class ClocksDiffer(Unavailable):
+    """A token that we signed is from the future: our clock is wrong, or a replica's is."""
+
+
 class TooManyFollowers(Unavailable):
     """No room for another stream of revocations: in this process, or for this network address."""
 

@@ -16,8 +16,10 @@ from identity_service.audit import Actor, Event, Subject
 from identity_service.clients import Client, own_tokens
 from identity_service.database import Connection
 from identity_service.errors import (
+    ClocksDiffer,
     IdentityError,
     InvalidCredentials,
+    KeysUnavailable,
     RefreshTokenReused,
     ScopeRejected,
     SessionEnded,
@@ -173,6 +175,11 @@ async def _rotate(
     try:
         presented = refresh.read(unverified_token, runtime.keys.current, issuer=runtime.settings.issuer_url, now=now)
     except TokenRejected as error:
+        # Nobody is logged out because a disk or a clock of ours is wrong.
+        if error.reason == "unknown_key" and runtime.keys.is_troubled:
+            raise KeysUnavailable(detail="the keys folder cannot be read, and may have this key") from None
+        if error.reason == "not_yet_valid":
+            raise ClocksDiffer(detail=error.detail) from None
         raise SessionEnded(detail=error.detail) from None
     if presented.client_id != client.client_id:
         raise SessionEnded(detail="issued to another client")

@@ -153,14 +153,18 @@ def _print_welcome(settings: Settings, *, embedded: bool) -> None:
         f"  {f'or `{tour}` for the whole tour. ' if embedded else ''}Ctrl-C stops everything.",
         "",
     ]
-    print("\n".join(lines), flush=True)
+    with suppress(OSError):  # a disk that is full keeps nobody from logging in
+        print("\n".join(lines), flush=True)
 
 
 def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None:
     logs.configure(settings.log_level)
     if settings.workers > 1:
         with shared_registry() as registry, exported(settings, registry):
-            _Workers(_config(settings, "identity_service.app:from_environment"), sockets=[listener]).run()
+            workers = _Workers(_config(settings, "identity_service.app:from_environment"), sockets=[listener])
+            workers.run()
+        if not workers.asked_to_stop:
+            raise ConfigurationError("A worker could not start; see the lines above.")
         return
     app = create_app(settings, keys)
     server = uvicorn.Server(_config(settings, edge_of(app)))
@@ -172,6 +176,15 @@ def _run(settings: Settings, keys: LiveKeyring, listener: socket.socket) -> None
 
 
 class _Workers(Multiprocess):
+    asked_to_stop = False
+    """Whether a signal asked for the end, and no worker that could not start."""
+
+    def handle_term(self) -> None:
+        self.asked_to_stop = True
+        super().handle_term()
+
+    handle_int = handle_hup = handle_term  # the terminal that is closed stops one process too
+
     def terminate_all(self) -> None:
         """Stop the workers. The listener here goes first, or the kernel would take connections that nobody answers."""
         for listener in self.sockets:

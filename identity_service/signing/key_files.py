@@ -6,12 +6,14 @@ destroyed after the rename. So a crash at any step leaves a folder that can be r
 are those of a ring that was lost.
 """
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import re
 import stat
+import time
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +52,8 @@ _KID = r"[A-Za-z0-9_-]{43}"
 _LEFTOVER = re.compile(rf"{_KID}\.pem|\.({_KID}\.pem|keyring\.json)\.new", re.ASCII)
 _OURS = re.compile(rf"{_LEFTOVER.pattern}|keyring\.json|\.lock|\.gitignore|README\.md", re.ASCII)
 VERSION = 1
+LOCK_SECONDS = 5.0
+"""How long somebody else may hold the folder's lock: what is done under it takes milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,12 +332,30 @@ class KeyFolder:
         try:
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _wait_for(lock)
                 yield
             finally:
                 os.close(lock)
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be written: {error.strerror}.") from None
+
+
+def _wait_for(lock: int) -> None:
+    """Take a lock, and refuse to wait for ever for whoever has it.
+
+    Raises:
+        TimeoutError: somebody else had it for LOCK_SECONDS.
+    """
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError(errno.ETIMEDOUT, "another process holds .lock") from None
+            time.sleep(0.02)
+        else:
+            return
 
 
 def fresh_key(now: datetime) -> Key:

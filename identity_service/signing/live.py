@@ -11,9 +11,13 @@ from identity_service.errors import ConfigurationError, KeysUnavailable
 from identity_service.settings import Settings
 from identity_service.signing import jwks
 from identity_service.signing.key_files import KeyChange, KeyFolder
-from identity_service.signing.keyring import Key, TokenLifetimes, is_due
+from identity_service.signing.keyring import Key, KeyState, TokenLifetimes, is_due
 
 log = logging.getLogger(__name__)
+
+FAILED_LOOKS_PER_LINE = 30
+MOST_FAILED_LOOKS = 150
+"""After five minutes of looks in vain a process is not ready: it would go on signing with a key that was revoked."""
 
 
 @contextmanager
@@ -65,7 +69,18 @@ class LiveKeyring:
         self._changing = threading.Lock()
         """Without it a thread that read the folder before a change could put the old ring into force after it."""
         self._trouble = ""
+        self._failed_looks = 0
         self._document: tuple[tuple[Key, ...], jwks.JwksDocument] | None = None
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether the last look at the folder failed: there may be keys that are not known here."""
+        return bool(self._trouble)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing is known of the folder for so long that what is held may have been revoked."""
+        return self._failed_looks >= MOST_FAILED_LOOKS
 
     def jwks(self, now: datetime) -> jwks.JwksDocument:
         """Return the JWKS at `now`, rendered anew only when the published keys or their order changed."""
@@ -125,16 +140,26 @@ class LiveKeyring:
                         log.info("keyring.rotation_scheduled", extra={"signs_from": promoted.signs_from.isoformat()})
                 if self.folder.destroy_spent(self.current, now=now):
                     self.current = self.folder.read(self.current)
-                self._trouble = ""
+                self._trouble, self._failed_looks = "", 0
             except (ConfigurationError, OSError) as error:
-                # Said once: it is tried again every few seconds.
-                level = logging.DEBUG if str(error) == self._trouble else logging.ERROR
+                # Said once a minute: it is tried again every few seconds.
+                is_new = str(error) != self._trouble or self._failed_looks % FAILED_LOOKS_PER_LINE == 0
                 self._trouble = str(error)
-                log.log(level, "keyring.unusable", extra={"detail": self._trouble})
+                self._failed_looks += 1
+                log.log(logging.ERROR if is_new else logging.DEBUG, "keyring.unusable", extra={"detail": self._trouble})
         return promoted
 
     def _take_up(self, now: datetime) -> None:
         version = self.folder.version()
-        if version != self._version:
-            self.current, self._version = self.folder.read(self.current), version
+        if version == self._version:
+            return
+        before, self.current = self.current, self.folder.read(self.current)
+        if self.current.keys != before.keys:
             log.info("keyring.changed", extra={"kids": [key.kid for key in self.current.published(now)]})
+        if any(status.state is KeyState.ACTIVE for status in self.current.statuses(now)):
+            try:
+                self.current.signer(now)
+            except KeysUnavailable as error:
+                # Files that are restored one by one, say. In force is what the ring withdraws; it is looked at again.
+                raise ConfigurationError(f"No key in {self.folder.path} can sign: {error.detail}.") from None
+        self._version = version

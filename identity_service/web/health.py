@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from identity_service.database import SCHEMA_HEAD
 from identity_service.errors import DatabaseUnavailable, KeysUnavailable
 from identity_service.runtime import Runtime
+from identity_service.signing.keyring import CLOCK_SKEW
 from identity_service.web.dependencies import public, runtime_of
 from identity_service.web.problems import Router
 
@@ -28,13 +29,16 @@ async def alive() -> dict[str, str]:
 
 class Readiness(BaseModel):
     status: Literal["ok", "unavailable"]
-    missing: list[Literal["database", "schema", "keys", "draining"]]
+    missing: list[Literal["database", "schema", "clock", "keys", "draining"]]
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
 @public
 async def ready(request: Request) -> JSONResponse:
-    """Says ok when requests can be answered, else 503 and what is missing: database, schema, keys, draining."""
+    """Says ok when requests can be answered, else 503 and what is missing.
+
+    `database`, `schema`, `keys`; `clock` when ours and the database's differ by more than a minute; `draining`.
+    """
     missing = await _missing(runtime_of(request))
     if request.app.state.draining:
         missing.append("draining")
@@ -45,29 +49,32 @@ async def ready(request: Request) -> JSONResponse:
 
 async def _missing(runtime: Runtime) -> list[str]:
     missing = []
-    looking = asyncio.create_task(_schema_stands(runtime))
+    looking = asyncio.create_task(_look(runtime))
     # Not `wait_for`: it would wait for a hung server to take note that nobody wants its answer any more.
     done, _ = await asyncio.wait({looking}, timeout=PING_SECONDS)
     looking.cancel()
-    stands = looking.result() if done else None
-    if stands is None or (stands and not runtime.revocations.is_current):  # a table that cannot be read, say
+    missing += looking.result() if done else ["database"]
+    if not missing and not runtime.revocations.is_current:  # a table that cannot be read, say
         missing.append("database")
-    elif not stands:
-        missing.append("schema")
     try:
         runtime.keys.current.signer(runtime.now())
+        if runtime.keys.is_lost:
+            missing.append("keys")
     except KeysUnavailable:
         missing.append("keys")
     return missing
 
 
-async def _schema_stands(runtime: Runtime) -> bool | None:
-    """Return whether the schema is what this release needs, None when the database does not say or takes no writes."""
+async def _look(runtime: Runtime) -> list[str]:
+    """Return what of the database is missing, or differs from what this release needs."""
     try:
         revision = await runtime.database.schema_revision()
-        if (await runtime.database.server()).read_only:
-            return None
+        server = await runtime.database.server()
     except DatabaseUnavailable:
-        return None
+        return ["database"]
+    if server.read_only:
+        return ["database"]
     # A newer schema serves this release too: migrations expand before they contract.
-    return revision is not None and revision >= SCHEMA_HEAD
+    if revision is None or revision < SCHEMA_HEAD:
+        return ["schema"]
+    return ["clock"] if abs(runtime.now() - server.now) > CLOCK_SKEW else []

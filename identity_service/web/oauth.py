@@ -36,6 +36,7 @@ ERRORS: dict[type[IdentityError], str] = {
     errors.Unavailable: "temporarily_unavailable",
     errors.DatabaseUnavailable: "temporarily_unavailable",
     errors.KeysUnavailable: "temporarily_unavailable",
+    errors.ClocksDiffer: "temporarily_unavailable",
     errors.TooManyFollowers: "temporarily_unavailable",
     errors.HashingOverloaded: "temporarily_unavailable",
 }

@@ -52,6 +52,7 @@ STATUS: dict[type[IdentityError], tuple[int, str]] = {
     errors.Unavailable: (503, "temporarily_unavailable"),
     errors.DatabaseUnavailable: (503, "temporarily_unavailable"),
     errors.KeysUnavailable: (503, "temporarily_unavailable"),
+    errors.ClocksDiffer: (503, "temporarily_unavailable"),
     errors.TooManyFollowers: (503, "temporarily_unavailable"),
     errors.HashingOverloaded: (503, "temporarily_unavailable"),
     errors.KeyNotFound: (404, "key_not_found"),

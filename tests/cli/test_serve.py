@@ -1,6 +1,7 @@
 """The service as a process: starting, refusing to start, stopping, being killed, and several workers."""
 
 import asyncio
+import errno
 import json
 import re
 import resource
@@ -21,11 +22,13 @@ import jwt
 import pytest
 
 from identity_service import embedded
-from identity_service.cli.serve import _Workers
+from identity_service.cli.serve import _print_welcome, _run, _Workers
 from identity_service.errors import ConfigurationError
+from identity_service.settings import Settings
+from identity_service.signing.live import open_keys
 from identity_service.verifier import TokenRejected, Verifier
 from tests.cli.conftest import StartService
-from tests.conftest import PASSWORD, bearer
+from tests.conftest import PASSWORD, bearer, settings_of
 from tests.services import Service, free_port, log_in, refresh, sign_up
 from tests.verifier.conftest import until
 
@@ -339,12 +342,35 @@ def test_a_polite_stop_turns_readiness_first(serve: StartService):
     service.finish()
 
 
-def test_a_terminal_that_is_closed_stops_it_like_a_polite_kill(serve: StartService):
-    service = serve(IDENTITY_DRAIN="0")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_terminal_that_is_closed_stops_it_like_a_polite_kill(serve: StartService, workers):
+    """With several workers uvicorn would start them anew, in a group that has just been told to end."""
+    service = serve("--workers", workers, IDENTITY_DRAIN="0")
     service.wait_until_ready()
     service.process.send_signal(signal.SIGHUP)
     service.finish()
     assert service.process.returncode == 0
+
+
+def test_an_end_that_no_signal_asked_for_is_a_failure(monkeypatch, database_url: str, keys_dir: Path):
+    """Or whoever restarts what fails would leave it: a worker could not start."""
+    settings = settings_of(database_url, keys_dir).model_copy(update={"workers": 2})
+    monkeypatch.setattr("identity_service.logs.configure", lambda _: None)
+    monkeypatch.setattr(_Workers, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(_Workers, "run", lambda _: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(ConfigurationError, match="could not start"):
+            _run(settings, open_keys(settings), listener)
+        monkeypatch.setattr(_Workers, "run", lambda self: setattr(self, "asked_to_stop", True))
+        _run(settings, open_keys(settings), listener)
+
+
+def test_a_full_disk_in_the_place_of_a_terminal_keeps_nobody_from_logging_in(monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.print", full)
+    _print_welcome(Settings.model_validate({}), embedded=True)
 
 
 def test_workers_are_told_to_stop_when_no_more_connections_are_taken():

@@ -307,6 +307,15 @@ def test_a_change_waits_for_whoever_holds_the_lock(folder, monkeypatch):
     assert folder.read().verification_key(kid, LATER) is None
 
 
+def test_a_lock_that_is_never_given_back_is_not_waited_for_for_ever(folder, monkeypatch):
+    """Whoever waited could not be stopped, and held a thread and a transaction."""
+    monkeypatch.setattr("identity_service.signing.key_files.LOCK_SECONDS", 0.1)
+    with (folder.path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigurationError, match="another process holds"):
+            folder.revoke(folder.read().signer(LATER).kid, now=LATER)
+
+
 def test_every_renaming_and_every_removal_is_made_durable_at_once(folder, monkeypatch):
     """Or a ring that was replaced, and the private half of a stolen key, could come back with the power."""
     kid, acts = folder.read().signer(LATER).kid, []

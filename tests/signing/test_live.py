@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from identity_service.errors import KeysUnavailable
 from identity_service.signing.key_files import KeyFolder
 from identity_service.signing.keyring import Keyring, TokenLifetimes
 from identity_service.signing.live import LiveKeyring
@@ -183,6 +184,33 @@ def test_a_period_of_zero_leaves_rotation_to_the_operator(folder):
     first = keys.current.signer(START).kid
     keys.tend(START + timedelta(days=3650))
     assert keys.current.signer(START + timedelta(days=3650)).kid == first
+
+
+def test_a_folder_that_is_restored_file_by_file_is_looked_at_until_it_can_sign(folder, caplog):
+    keys = live(folder)
+    active = keys.current.signer(START)
+    ring, private = folder.path / "keyring.json", folder.path / f"{active.kid}.pem"
+    half = private.read_bytes()
+    private.unlink()
+    ring.write_bytes(ring.read_bytes() + b"\n")  # the ring is there first
+    for _ in range(2):
+        keys.tend(START)
+        with pytest.raises(KeysUnavailable):
+            keys.current.signer(START)
+    assert caplog.text.count("keyring.unusable") == 1
+    private.write_bytes(half)
+    private.chmod(0o600)
+    keys.tend(START)
+    assert keys.current.signer(START).kid == active.kid
+
+
+def test_what_keeps_the_folder_from_being_read_is_said_again_every_minute(folder, caplog):
+    keys = live(folder)
+    (folder.path / "keyring.json").write_text("{")
+    for _ in range(61):
+        keys.tend(DAY)
+    said = [record for record in caplog.records if record.message == "keyring.unusable" and record.levelname == "ERROR"]
+    assert len(said) == 3
 
 
 @pytest.mark.parametrize("content", ["{", None])

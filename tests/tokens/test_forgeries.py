@@ -636,7 +636,7 @@ REFRESH_LIES: dict[str, list[Any]] = {
     "sid": [*NOT_ID, ISSUER],
     "client_id": [*NOT_TEXT, "other", "First-Party", "first-party ", "first-party\0", ["first-party"]],
     "jti": [*NOT_TEXT, "0", ".", ".0", f"{SOMEONE}.0", "\ud800.0"],
-    "iat": [*NOT_TIME, NOW + 31, NOW + 600],
+    "iat": [*NOT_TIME],
     "exp": [*NOT_TIME, NOW, NOW - 1, 0],
 }
 
@@ -715,7 +715,12 @@ async def test_claims_nested_beyond_reason_are_refused(target):
 async def test_a_clock_may_run_thirty_seconds_ahead_and_no_more(target):
     """KEY-7: the other side of the table above."""
     assert (await target.present(target.signed(claims=target.claims | {"iat": NOW + 30}))).status_code == 200
-    await target.refuses(target.signed(claims=target.claims | {"iat": NOW + 31}))
+    late = target.signed(claims=target.claims | {"iat": NOW + 31})
+    if target.kind == "access":
+        await target.refuses(late)
+    else:  # we signed it, so a clock of ours is wrong, which must log nobody out
+        answer = await target.present(late)
+        assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
 
 
 async def test_the_last_second_of_a_token_still_counts(target):

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
@@ -400,3 +400,50 @@ async def test_a_clock_that_differs_from_the_databases_prunes_nothing(api, monke
     assert await api.scalar("SELECT count(*) FROM revoked_tokens") == left
     told = [record.seconds_ahead for record in caplog.records if record.message == "pruning.clock_differs"]
     assert (ahead in told) == bool(left)
+
+
+async def test_a_process_that_starts_while_the_database_is_away_is_there_and_not_ready(start_api: StartApi, own_url):
+    """As a worker does in the place of one that died: its end would be the end of the others too."""
+    async with AsyncExitStack() as stack:
+        async with gone(own_url):
+            api = await stack.enter_async_context(start_api(database_url=own_url))
+            assert await ready(api) == missing("database")
+            assert (await api.http.get("/.well-known/jwks.json")).status_code == 200
+        for _ in range(200):
+            if (await ready(api))[0] == 200:
+                break
+            await asyncio.sleep(0.05)
+        await api.sign_up()
+
+
+async def test_a_clock_that_is_wrong_is_named(api, monkeypatch):
+    """F76: the service fails closed while its clock, or the database's, is wrong. Here ours stands still."""
+    assert (await ready(api))[0] == 200
+    monkeypatch.setattr("identity_service.web.health.CLOCK_SKEW", CLOCK_SKEW)
+    assert await ready(api) == missing("clock")
+
+
+async def test_a_keys_folder_that_is_lost_logs_nobody_out_and_is_named_in_time(api, alice, monkeypatch):
+    """A replica that cannot read it may sign with a key that was revoked, and does not know the newest."""
+    known = api.keys.current
+    for _ in range(2):
+        api.clock.advance(hours=1)
+        now = api.clock()
+        api.keys.rotate(now=now, at_once=True)
+    newer = await alice.log_in()
+    ring = api.keys.folder.path / "keyring.json"
+    whole = ring.read_bytes()
+    ring.write_bytes(b"{")
+    api.keys.current = known  # as one that has not heard of it
+    monkeypatch.setattr("identity_service.signing.live.MOST_FAILED_LOOKS", 30)
+    api.keys.tend(now)
+    assert (await ready(api))[0] == 200, "for a while what is held is good enough"
+    answer = await api.refresh(newer["refresh_token"])
+    assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
+    for _ in range(30):
+        api.keys.tend(now)
+    assert await ready(api) == missing("keys")
+    ring.write_bytes(whole)
+    api.keys.tend(now)
+    assert (await ready(api))[0] == 200
+    assert (await api.refresh(newer["refresh_token"])).status_code == 200
