@@ -108,7 +108,10 @@ async def schema_revision(settings: Settings) -> str | None:
 
 def place_of(url: str) -> str:
     """Return host, port and name of a database URL, which may be printed."""
-    return url.rpartition("://")[2].partition("?")[0].rpartition("@")[2] or "the local socket"
+    place, _, options = url.partition("://")[2].partition("?")
+    if "@" in options:  # they hold a password, or it has a question mark in it
+        return "the place that it names"
+    return place.rpartition("@")[2] or "the local socket"
 
 
 def transact(unit: Callable[[Connection], Awaitable[T]]) -> T:

@@ -16,6 +16,7 @@ import typer
 
 from identity_service import errors, throttling
 from identity_service.cli import EXIT_CODES, assemble
+from identity_service.cli.environment import place_of
 from identity_service.cli.migrate import upgrade
 from identity_service.database import SCHEMA_HEAD, Connection, open_database
 from identity_service.embedded import is_made, postgres
@@ -512,6 +513,22 @@ def test_a_database_without_the_schema_says_how_to_get_it(command: Command, new_
     assert outcome.code == 5
     assert "has no schema of this release: run `identity-service migrate`." in outcome.err
     assert "DATABASE_URL" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("postgresql://identity:secret@db:5432/identity?sslmode=require", "db:5432/identity"),
+        ("postgresql://identity:Se?cr/e#t@db/identity", "the place that it names"),
+        ("postgresql://db/identity?user=identity&password=s@cret", "the place that it names"),
+        ("postgresql://identity:s://e@cret@db/identity?application_name=x", "db/identity"),
+        ("postgresql://db/identity", "db/identity"),
+        ("postgresql://?host=/run/postgresql", "the local socket"),
+    ],
+)
+def test_a_place_that_is_printed_has_nothing_of_a_password(url, place):
+    """However it was spelt."""
+    assert place_of(url) == place
 
 
 def test_the_version_is_told(command: Command):
