@@ -32,6 +32,8 @@ ATTEMPTS = 4
 """How often a unit of work is tried when Postgres asks for it."""
 PRUNE_BATCH = 1000
 """Most rows that are pruned by one statement, so that it never takes long."""
+MINUTES = 300.0
+"""The time limit, in seconds, of a statement that ends all that somebody has, while a request waits for it."""
 HOURS = 24 * 3600.0
 """The time limit, in seconds, of a statement that may go through whole tables."""
 _NAMED = {"application_name": "identity-service"}
@@ -80,7 +82,7 @@ def affected(status: str) -> int:
 
 
 async def wait_briefly_for_locks(db: Connection) -> None:
-    """Have the rest of a transaction wait for no lock longer than for an answer. Call before what may take `HOURS`."""
+    """Have the rest of a transaction wait for no lock longer than for an answer, before what may take `MINUTES`."""
     await db.execute(f"SET LOCAL lock_timeout = {int(STATEMENT_TIMEOUT * 1000)}")
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from identity_service.accounts import Credentials, Role, User
-from identity_service.database import HOURS, Connection, Record, affected
+from identity_service.database import HOURS, MINUTES, Connection, Record, affected
 from identity_service.errors import UsernameTaken
 from identity_service.sessions.store import _OF_WELCOME_CLIENT
 from identity_service.throttling import Attempt
@@ -311,7 +311,7 @@ async def count_administrators(db: Connection) -> int:
 
 
 async def delete(db: Connection, user_id: UUID) -> None:
-    await db.execute(DELETE, user_id, timeout=HOURS)  # with all sessions
+    await db.execute(DELETE, user_id, timeout=MINUTES)  # with all sessions
 
 
 async def add_role(db: Connection, user_id: UUID, role: str) -> User | None:

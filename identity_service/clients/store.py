@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from identity_service.clients import Client, ClientCredentials
-from identity_service.database import HOURS, Connection, Record, wait_briefly_for_locks
+from identity_service.database import MINUTES, Connection, Record, wait_briefly_for_locks
 from identity_service.revocation import store as revoked
 from identity_service.sessions import CLIENT_GATES
 
@@ -162,7 +162,7 @@ async def set_disabled(db: Connection, client_id: str, *, disabled_at: datetime 
 
 
 async def delete(db: Connection, client_id: str) -> None:
-    await db.execute(DELETE, client_id, timeout=HOURS)  # with all its tokens
+    await db.execute(DELETE, client_id, timeout=MINUTES)  # with all its tokens
 
 
 async def insert_token(
@@ -184,7 +184,7 @@ async def revoke_token(db: Connection, client_id: str, token_id: str, *, reason:
 async def revoke_tokens(db: Connection, client_id: str, *, reason: str, now: datetime) -> int:
     """Revoke all of a client's tokens, which may be very many; return how many were good until now."""
     await wait_briefly_for_locks(db)
-    count: int = await db.fetchval(REVOKE_TOKENS, now, reason, client_id, timeout=HOURS)
+    count: int = await db.fetchval(REVOKE_TOKENS, now, reason, client_id, timeout=MINUTES)
     return count
 
 

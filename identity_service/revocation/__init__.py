@@ -13,7 +13,7 @@ CHANNEL = "identity_revoked"
 """On which the database tells listeners that something was revoked; never more than a hint."""
 
 MANY = "many"
-"""What it tells when it was so much that the first of it was recorded long before the end."""
+"""What it tells when it was so much, or took so long, that the first of it was recorded long before the end."""
 
 LIST_SIZE = 1 << 20
 """Entries of a status list."""

@@ -48,7 +48,7 @@ def insert_from(source: str, *, now: str, reason: str) -> str:
 
 def tell() -> str:
     """Return what is selected from what has been revoked, so that listeners hear of it when this is committed."""
-    told = f"CASE WHEN count(*) > 1000 THEN '{MANY}' ELSE '' END"
+    told = f"CASE WHEN count(*) > 1000 OR clock_timestamp() - now() > interval '1 second' THEN '{MANY}' ELSE '' END"
     return f"CASE WHEN count(*) > 0 THEN pg_notify('{CHANNEL}', {told}) END"
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from identity_service.audit.store import Entry, insert_from, parameters_of
-from identity_service.database import HOURS, Connection, Record, wait_briefly_for_locks
+from identity_service.database import MINUTES, Connection, Record, wait_briefly_for_locks
 from identity_service.revocation import store as revoked
 from identity_service.sessions import BUILT_IN_CLIENT, CLIENT_GATES, Claim, Login, Session, SessionSummary
 from identity_service.throttling import Attempt
@@ -284,7 +284,7 @@ async def end_all_of_role(db: Connection, role: str, *, reason: str, entry: Entr
 async def _end_many(db: Connection, statement: str, reason: str, entry: Entry, *which: UUID | str | None) -> int:
     await wait_briefly_for_locks(db)
     parameters = parameters_of(entry, given=_OF_USER)
-    count: int = await db.fetchval(statement, entry.occurred_at, reason, *which, *parameters, timeout=HOURS)
+    count: int = await db.fetchval(statement, entry.occurred_at, reason, *which, *parameters, timeout=MINUTES)
     return count
 
 

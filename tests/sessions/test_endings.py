@@ -126,3 +126,13 @@ async def test_ending_all_sessions_waits_for_nobody_for_longer_than_an_answer_ta
         with pytest.raises(DatabaseUnavailable):
             await asyncio.wait_for(slow_api.database.transact(end_all), 10)
     assert await slow_api.scalar(LIVE) == MANY
+
+
+async def test_the_patience_of_an_ending_is_forgotten_with_its_transaction(api: Api, alice: Account) -> None:
+    """The connection goes on to others, who have their own."""
+    async with api.database.connection() as db:
+        before = await db.fetchval("SHOW lock_timeout")
+        async with db.transaction():
+            await lifecycle.end_all(db, UUID(alice.id), reason=Reason.REVOKED, by=TESTER, now=api.clock())
+            assert await db.fetchval("SHOW lock_timeout") == "10s"
+        assert await db.fetchval("SHOW lock_timeout") == before

@@ -511,6 +511,20 @@ async def test_a_follower_that_does_not_keep_up_is_let_go(api, alice):
         assert await follower.next(within=10) is News.END
 
 
+async def test_a_follower_may_be_behind_by_so_many_and_who_keeps_up_is_never_let_go(api):
+    """Counted in revocations, however they are told."""
+    half = Batch((RevokedIndex(0, START, START),) * (FOLLOWER_QUEUE // 2))
+    with api.runtime.revocations.follow() as follower:
+        assert follower.tell(half)
+        assert follower.tell(half)
+        assert not follower.tell(SOMETHING)
+        for _ in range(2):
+            assert await follower.next(within=1) is half
+        for _ in range(5):
+            assert follower.tell(half)
+            assert await follower.next(within=1) is half
+
+
 REVOKE_MANY = """
     INSERT INTO revoked_tokens (jti, status_index, reason, revoked_at, expires_at)
     SELECT gen_random_uuid()::text, n, 'revoked', $1, $1::timestamptz + interval '10 minutes'
