@@ -83,7 +83,7 @@ def affected(status: str) -> int:
 
 async def wait_briefly_for_locks(db: Connection) -> None:
     """Have the rest of a transaction wait for no lock longer than for an answer, before what may take `MINUTES`."""
-    await db.execute(f"SET LOCAL lock_timeout = {int(STATEMENT_TIMEOUT * 1000)}")
+    await db.execute(f"SET LOCAL lock_timeout = {int(STATEMENT_TIMEOUT * 1000)}; SET LOCAL statement_timeout = 0")
 
 
 async def delete_expired(

@@ -155,7 +155,7 @@ class RevocationFeed:
                         some = []
                 self._take_up(some)
         except BaseException:
-            self._doubtful = whole
+            self._doubtful = self._doubtful or whole
             raise
         # Only now: half of it is nothing to vouch for, and a look that was broken off is begun again.
         self._looks += 1

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -294,8 +295,9 @@ class Revocations:
             if not waits:
                 self._watching.discard(loop)
         if waits:
+            # First, so that nothing that goes wrong ends it; with nothing of whose request it was begun in.
+            loop.call_later(_WATCH, self._watch, loop, context=Context())
             self.keep_following()
-            loop.call_later(_WATCH, self._watch, loop)
 
     def waiting(self) -> list[Claims]:
         """Return the claims of all who wait."""
