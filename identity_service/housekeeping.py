@@ -147,8 +147,10 @@ async def prune(runtime: Runtime) -> None:
 
 
 async def lengthen_chain(runtime: Runtime) -> None:
-    while await runtime.database.transact(chain.lengthen) == chain.BATCH:
-        pass
+    while True:
+        if await runtime.database.transact(chain.lengthen) < chain.BATCH:
+            return
+        await asyncio.sleep(PRUNE_PAUSE_SECONDS)  # others have to be served, revocations among them
 
 
 async def tend_partitions(runtime: Runtime) -> None:
